@@ -1,0 +1,350 @@
+"""Every error the hub raises, as one tree, each naming the backend, the cause and the next step.
+
+HubError
+├── ConfigurationError          what was configured is wrong or incomplete
+│   ├── SettingsError           a variable, or a line of llm-hub.toml
+│   ├── UnknownBackend          a name that nothing defines
+│   └── NoBackend               no rule names a backend that can serve this
+├── PluginError                 the code of a backend
+│   ├── PluginNotFound          not installed
+│   ├── PluginBlocked           kept out by LLM_HUB_PLUGINS or LLM_HUB_DISABLE
+│   ├── PluginConflict          two distributions claim one name
+│   ├── PluginIncompatible      made for another api version, or known to be bad
+│   └── PluginBroken            raised, exited or hung while loading; misspelt or failing hooks
+├── RequestError                this request cannot be served; never retried, no backend is blamed
+│   ├── InvalidRequest          malformed
+│   ├── UnsupportedFeature      asks for what the backend or model cannot do
+│   ├── ContextOverflow         longer than the model's context, with both numbers
+│   ├── ModelNotFound           the backend does not have this model
+│   └── AuthenticationFailed    401 or 403
+├── BackendError                the backend failed; another may not
+│   ├── BackendUnreachable      refused, unknown host, connect deadline, bad certificate
+│   ├── BackendOverloaded       429, or 503 with a full queue
+│   ├── BackendLoading          503 while the model loads
+│   ├── BackendFailed           5xx, out of memory, a dead engine
+│   ├── ProtocolError           an answer that is not what the protocol says
+│   ├── DeadlineExceeded        one of the deadlines passed, named in `stage`
+│   └── StreamInterrupted       a stream that did not end properly, with the partial text
+├── HubClosed                   the hub, or this epoch of it, is closed
+└── Cancelled                   the caller gave up
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+__all__ = [
+    "AuthenticationFailed",
+    "BackendError",
+    "BackendFailed",
+    "BackendLoading",
+    "BackendOverloaded",
+    "BackendUnreachable",
+    "Cancelled",
+    "ConfigurationError",
+    "ContextOverflow",
+    "DeadlineExceeded",
+    "HubClosed",
+    "HubError",
+    "InvalidRequest",
+    "ModelNotFound",
+    "NoBackend",
+    "PluginBlocked",
+    "PluginBroken",
+    "PluginConflict",
+    "PluginError",
+    "PluginIncompatible",
+    "PluginNotFound",
+    "ProtocolError",
+    "RequestError",
+    "SettingsError",
+    "StreamInterrupted",
+    "UnknownBackend",
+    "UnsupportedFeature",
+]
+
+
+class HubError(Exception):
+    """Base of all errors of the hub.
+
+    `message` says what happened, `backend` which backend it happened at, `hint` what to do next. `str()` joins them
+    on one line. Everything is plain data, so that an error survives pickling into another process.
+    """
+
+    retryable: ClassVar[bool] = False
+    """May the same request be sent to the same backend again?"""
+    failover: ClassVar[bool] = False
+    """May the request go to a fallback that was declared?"""
+    blames_backend: ClassVar[bool] = False
+    """Does this count against the health of the backend?"""
+    exit_code: ClassVar[int] = 1
+    """What the command line exits with."""
+
+    def __init__(self, message: str, *, backend: str | None = None, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.backend = backend
+        self.hint = hint
+
+    def __str__(self) -> str:
+        text = f"{self.backend}: {self.message}" if self.backend else self.message
+        return f"{text.rstrip('.')}. {self.hint}" if self.hint else text
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _revive, (type(self), self.args, self.__dict__)
+
+
+def _revive(cls: type[HubError], args: tuple[Any, ...], state: dict[str, Any]) -> HubError:
+    error = cls.__new__(cls, *args)
+    error.args = args
+    error.__dict__.update(state)
+    return error
+
+
+# -- configuration ----------------------------------------------------------------------------------------------------
+
+
+class ConfigurationError(HubError):
+    """What was configured is wrong or incomplete."""
+
+    exit_code = 2
+
+
+class SettingsError(ConfigurationError):
+    """A setting is wrong; `where` is the variable's name or `file:line`."""
+
+    def __init__(self, message: str, *, where: str | None = None, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.where = where
+
+    def __str__(self) -> str:
+        text = super().__str__()
+        return f"{self.where}: {text}" if self.where else text
+
+
+class UnknownBackend(ConfigurationError):
+    """A name that no setting and no installed plugin defines."""
+
+
+class NoBackend(ConfigurationError):
+    """No rule names a backend that can serve this; `rejected` maps each candidate to the reason."""
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        rejected: dict[str, str] | None = None,
+        backend: str | None = None,
+        hint: str | None = None,
+    ) -> None:
+        super().__init__(message, backend=backend, hint=hint)
+        self.rejected = rejected or {}
+
+
+# -- plugins ----------------------------------------------------------------------------------------------------------
+
+
+class PluginError(HubError):
+    """Something about the code of a backend; `plugin` is its name, `details` a traceback or stack where there is one."""
+
+    exit_code = 2
+
+    def __init__(self, message: str, *, plugin: str, details: str | None = None, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.plugin = plugin
+        self.details = details
+
+    def __str__(self) -> str:
+        return f"plugin {self.plugin!r}: {super().__str__()}"
+
+
+class PluginNotFound(PluginError):
+    """No installed distribution offers this plugin."""
+
+
+class PluginBlocked(PluginError):
+    """Kept out by LLM_HUB_PLUGINS or LLM_HUB_DISABLE."""
+
+
+class PluginConflict(PluginError):
+    """Two distributions claim the same name, or one names different objects under it."""
+
+
+class PluginIncompatible(PluginError):
+    """Made for another api version of the hub, or a version that is known to be bad."""
+
+
+class PluginBroken(PluginError):
+    """Raised, exited or hung while it loaded, or its hooks are wrong."""
+
+
+# -- requests ---------------------------------------------------------------------------------------------------------
+
+
+class RequestError(HubError):
+    """The request itself cannot be served. Never retried; the backend is not blamed."""
+
+
+class InvalidRequest(RequestError):
+    """Malformed, empty, or refused by the backend as a bad request."""
+
+
+class UnsupportedFeature(RequestError):
+    """The request asks for what the backend or the model cannot do; `features` names it."""
+
+    def __init__(
+        self, message: str, *, features: Sequence[str] = (), backend: str | None = None, hint: str | None = None
+    ) -> None:
+        super().__init__(message, backend=backend, hint=hint)
+        self.features = tuple(features)
+
+
+class ContextOverflow(RequestError):
+    """The prompt (or prompt and answer) is longer than the context; both in tokens, None where unknown."""
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        tokens: int | None = None,
+        limit: int | None = None,
+        backend: str | None = None,
+        hint: str | None = None,
+    ) -> None:
+        super().__init__(message, backend=backend, hint=hint)
+        self.tokens = tokens
+        self.limit = limit
+
+
+class ModelNotFound(RequestError):
+    """The backend does not have this model; `available` lists those it has, where known."""
+
+    failover = True  # only to a route that was configured for it, which is what a declared fallback is
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        model: str | None = None,
+        available: Sequence[str] = (),
+        backend: str | None = None,
+        hint: str | None = None,
+    ) -> None:
+        super().__init__(message, backend=backend, hint=hint)
+        self.model = model
+        self.available = tuple(available)
+
+
+class AuthenticationFailed(RequestError):
+    """The backend answered 401 or 403. The key is never part of this error."""
+
+
+# -- backends ---------------------------------------------------------------------------------------------------------
+
+
+class BackendError(HubError):
+    """The backend failed at this request; `status` is the HTTP status where there was one."""
+
+    retryable = True
+    failover = True
+    blames_backend = True
+
+    def __init__(
+        self, message: str, *, status: int | None = None, backend: str | None = None, hint: str | None = None
+    ) -> None:
+        super().__init__(message, backend=backend, hint=hint)
+        self.status = status
+
+
+class BackendUnreachable(BackendError):
+    """No connection: refused, unknown host, connect deadline, wrong certificate. Nothing of the request was sent."""
+
+
+class BackendOverloaded(BackendError):
+    """The backend sheds load; `retry_after` is the number of seconds it asked for, None if it named none."""
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        retry_after: float | None = None,
+        status: int | None = None,
+        backend: str | None = None,
+        hint: str | None = None,
+    ) -> None:
+        super().__init__(message, status=status, backend=backend, hint=hint)
+        self.retry_after = retry_after
+
+
+class BackendLoading(BackendError):
+    """The model is still loading."""
+
+    blames_backend = False
+
+
+class BackendFailed(BackendError):
+    """The backend could not do it: 5xx, out of memory, a dead engine, a broken connection.
+
+    `repeatable` is False where the identical request must not be sent to this backend again.
+    """
+
+    retryable = False
+
+
+class ProtocolError(BackendError):
+    """The answer is not what the protocol says it must be; the message shows how it begins."""
+
+    retryable = False
+
+
+class DeadlineExceeded(BackendError):
+    """A deadline passed. `stage` is "connect", "first token", "between tokens" or "total"; `seconds` its length."""
+
+    retryable = False
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        stage: str,
+        seconds: float | None = None,
+        backend: str | None = None,
+        hint: str | None = None,
+    ) -> None:
+        super().__init__(message, backend=backend, hint=hint)
+        self.stage = stage
+        self.seconds = seconds
+
+
+class StreamInterrupted(BackendError):
+    """A stream that had begun did not end properly. `partial` is the text that had arrived (of choice 0)."""
+
+    retryable = False
+    failover = False
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        partial: str = "",
+        status: int | None = None,
+        backend: str | None = None,
+        hint: str | None = None,
+    ) -> None:
+        super().__init__(message, status=status, backend=backend, hint=hint)
+        self.partial = partial
+
+
+class HubClosed(HubError):
+    """The hub is closed; open a new one."""
+
+
+class Cancelled(HubError):
+    """The caller cancelled the call. `partial` is the text that had arrived, if it was a stream."""
+
+    def __init__(
+        self, message: str = "cancelled by the caller", *, partial: str = "", backend: str | None = None
+    ) -> None:
+        super().__init__(message, backend=backend)
+        self.partial = partial

@@ -1,0 +1,44 @@
+"""The hooks of a plugin: they describe and build, and are never called while a request is served.
+
+A plugin is an object (a module will do) with some of these functions, each marked with `hookimpl`. Its entry points,
+one in the group of each capability that it offers, all name this one object.
+"""
+
+from __future__ import annotations
+
+import pluggy
+
+from llm_hub.capabilities import EmbeddingBackend, TextBackend, VisionBackend
+from llm_hub.config import BackendConfig, BuildContext
+from llm_hub.manifest import PluginManifest
+
+__all__ = ["PROJECT", "hookimpl", "hookspec"]
+
+PROJECT = "llm_hub"
+
+hookspec = pluggy.HookspecMarker(PROJECT)
+hookimpl = pluggy.HookimplMarker(PROJECT)
+
+
+@hookspec(firstresult=True)
+def llm_hub_manifest() -> PluginManifest:  # type: ignore[empty-body]
+    """What the plugin declares. Plain data, no I/O. The one hook that every plugin must have."""
+
+
+@hookspec(firstresult=True)
+def llm_hub_text(config: BackendConfig, context: BuildContext) -> TextBackend | None:
+    """Build a text backend from this configuration; None if this instance offers no text.
+
+    It must not connect to anything or load a model: that is for the first call or the first probe.
+    Raise ConfigurationError for options that do not fit together.
+    """
+
+
+@hookspec(firstresult=True)
+def llm_hub_embedding(config: BackendConfig, context: BuildContext) -> EmbeddingBackend | None:
+    """Build an embedding backend, as `llm_hub_text`."""
+
+
+@hookspec(firstresult=True)
+def llm_hub_vision(config: BackendConfig, context: BuildContext) -> VisionBackend | None:
+    """Build a vision backend, as `llm_hub_text`."""

@@ -1,0 +1,1 @@
+"""vLLM as a backend of llm-hub, over its OpenAI-compatible API."""
