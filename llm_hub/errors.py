@@ -22,6 +22,7 @@ HubError
 │   ├── BackendOverloaded       429, or 503 with a full queue
 │   ├── BackendLoading          503 while the model loads
 │   ├── BackendFailed           5xx, out of memory, a dead engine
+│   │   └── ConnectionLost      the connection broke before an answer had begun
 │   ├── ProtocolError           an answer that is not what the protocol says
 │   ├── DeadlineExceeded        one of the deadlines passed, named in `stage`
 │   └── StreamInterrupted       a stream that did not end properly, with the partial text
@@ -43,6 +44,7 @@ __all__ = [
     "BackendUnreachable",
     "Cancelled",
     "ConfigurationError",
+    "ConnectionLost",
     "ContextOverflow",
     "DeadlineExceeded",
     "HubClosed",
@@ -284,12 +286,18 @@ class BackendLoading(BackendError):
 
 
 class BackendFailed(BackendError):
-    """The backend could not do it: 5xx, out of memory, a dead engine, a broken connection.
-
-    `repeatable` is False where the identical request must not be sent to this backend again.
-    """
+    """The backend could not do it: 5xx, out of memory, a dead engine. The identical request would fail again there."""
 
     retryable = False
+
+
+class ConnectionLost(BackendFailed):
+    """The connection broke after the request was sent and before an answer had begun.
+
+    Whether the backend acted on it is unknown, so it is repeated only if the call is repeatable.
+    """
+
+    retryable = True
 
 
 class ProtocolError(BackendError):
@@ -299,7 +307,10 @@ class ProtocolError(BackendError):
 
 
 class DeadlineExceeded(BackendError):
-    """A deadline passed. `stage` is "connect", "first token", "between tokens" or "total"; `seconds` its length."""
+    """A deadline passed; `seconds` is its length.
+
+    `stage` is "connect", "load", "first token", "between tokens", "whole" or "total" (the caller's own).
+    """
 
     retryable = False
 
