@@ -1,0 +1,66 @@
+"""Public fakes: recorded, live and misbehaving servers, for the tests of the hub, of plugins and of services."""
+
+from __future__ import annotations
+
+TYPE_CHECKING = False  # type checkers take it for true; see llm_hub/__init__.py
+if TYPE_CHECKING:
+    from typing import Any
+
+    from llm_hub.testing.exchange import Close as Close
+    from llm_hub.testing.exchange import Hang as Hang
+    from llm_hub.testing.exchange import Pause as Pause
+    from llm_hub.testing.exchange import Reply as Reply
+    from llm_hub.testing.exchange import Request as Request
+    from llm_hub.testing.exchange import Reset as Reset
+    from llm_hub.testing.exchange import Script as Script
+    from llm_hub.testing.recordings import Recording as Recording
+    from llm_hub.testing.recordings import load as load
+    from llm_hub.testing.recordings import load_folder as load_folder
+    from llm_hub.testing.replay import ReplayServer as ReplayServer
+    from llm_hub.testing.server import FakeServer as FakeServer
+
+_HOME = {
+    "Close": "exchange",
+    "FakeServer": "server",
+    "Hang": "exchange",
+    "Pause": "exchange",
+    "Recording": "recordings",
+    "ReplayServer": "replay",
+    "Reply": "exchange",
+    "Request": "exchange",
+    "Reset": "exchange",
+    "Script": "exchange",
+    "load": "recordings",
+    "load_folder": "recordings",
+}
+
+__all__ = [
+    "Close",
+    "FakeServer",
+    "Hang",
+    "Pause",
+    "Recording",
+    "ReplayServer",
+    "Reply",
+    "Request",
+    "Reset",
+    "Script",
+    "load",
+    "load_folder",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used."""
+    home = _HOME.get(name)
+    if home is None:
+        raise AttributeError(f"module 'llm_hub.testing' has no attribute {name!r}")
+    from importlib import import_module
+
+    value = getattr(import_module(f"llm_hub.testing.{home}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
