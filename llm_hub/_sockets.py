@@ -360,9 +360,11 @@ def _connect(sock: socket.socket, address: Any, guard: Guard) -> None:
 class AsyncStream(httpcore.AsyncNetworkStream):
     """A connection of an event loop: a plain socket, which can be closed even when its loop is closed already."""
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: socket.socket, siblings: weakref.WeakSet[AsyncStream]) -> None:
         self.sock = sock
         self.used = False
+        self.siblings = siblings
+        siblings.add(self)
         OPEN.add(self)
 
     async def _recv(self, max_bytes: int, guard: AsyncGuard) -> bytes:
@@ -413,7 +415,7 @@ class AsyncStream(httpcore.AsyncNetworkStream):
         self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: Any = None
     ) -> httpcore.AsyncNetworkStream:
         guard: AsyncGuard = timeout
-        secured = TlsStream(self.sock, ssl_context, server_hostname)
+        secured = TlsStream(self, ssl_context, server_hostname)
         try:
             await secured.handshake(guard)
         except OSError as error:
@@ -438,8 +440,8 @@ class AsyncStream(httpcore.AsyncNetworkStream):
 class TlsStream(AsyncStream):
     """TLS over the plain socket, through memory buffers."""
 
-    def __init__(self, sock: socket.socket, context: ssl.SSLContext, server_hostname: str | None) -> None:
-        super().__init__(sock)
+    def __init__(self, plain: AsyncStream, context: ssl.SSLContext, server_hostname: str | None) -> None:
+        super().__init__(plain.sock, plain.siblings)
         self.incoming = ssl.MemoryBIO()
         self.outgoing = ssl.MemoryBIO()
         self.tls = context.wrap_bio(self.incoming, self.outgoing, server_hostname=server_hostname)
@@ -494,7 +496,10 @@ class TlsStream(AsyncStream):
 
 
 class AsyncNetwork(httpcore.AsyncNetworkBackend):
-    """Opens connections of the running event loop."""
+    """Opens connections of one event loop, and knows them, so that they can be closed without it."""
+
+    def __init__(self) -> None:
+        self.streams: weakref.WeakSet[AsyncStream] = weakref.WeakSet()
 
     async def connect_tcp(
         self,
@@ -536,7 +541,7 @@ class AsyncNetwork(httpcore.AsyncNetworkBackend):
             except BaseException:
                 sock.close()
                 raise
-            return AsyncStream(sock)
+            return AsyncStream(sock, self.streams)
         failed = failed or OSError("has no address")
         raise _refused(guard, host, port, failed) from failed
 

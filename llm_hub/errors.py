@@ -70,8 +70,8 @@ __all__ = [
 class HubError(Exception):
     """Base of all errors of the hub.
 
-    `message` says what happened, `backend` which backend it happened at, `hint` what to do next. `str()` joins them
-    on one line. Everything is plain data, so that an error survives pickling into another process.
+    `message` says what happened, `backend` which backend it happened at, `hint` what to do next, `earlier` what
+    happened at the backends that were tried before. `str()` joins them on one line. Everything is plain data, so that an error survives pickling into another process.
     """
 
     retryable: ClassVar[bool] = False
@@ -88,10 +88,15 @@ class HubError(Exception):
         self.message = message
         self.backend = backend
         self.hint = hint
+        self.earlier: tuple[HubError, ...] = ()
 
     def __str__(self) -> str:
         text = f"{self.backend}: {self.message}" if self.backend else self.message
-        return f"{text.rstrip('.')}. {self.hint}" if self.hint else text
+        if self.hint:
+            text = f"{text.rstrip('.')}. {self.hint}"
+        if self.earlier:
+            text = f"{text.rstrip('.')}. Before that: " + "; ".join(str(error) for error in self.earlier)
+        return text
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _revive, (type(self), self.args, self.__dict__)

@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 import httpcore
 import msgspec
 
-from llm_hub._sockets import OPEN, AsyncGuard, AsyncNetwork, AsyncStream, Guard, SyncNetwork
+from llm_hub._sockets import OPEN, AsyncGuard, AsyncNetwork, Guard, SyncNetwork
 from llm_hub.call import Call
 from llm_hub.dialect import HttpReply, HttpRequest
 from llm_hub.errors import BackendUnreachable, ConnectionLost, HubClosed, HubError, ProtocolError, SettingsError
@@ -428,24 +428,12 @@ class Transport:
         self._loops = {}
 
 
-class _Network(AsyncNetwork):
-    """Knows the connections it opened, so that they can be closed without their loop."""
-
-    def __init__(self) -> None:
-        self.streams: weakref.WeakSet[AsyncStream] = weakref.WeakSet()
-
-    async def connect_tcp(self, *args: Any, **kwargs: Any) -> httpcore.AsyncNetworkStream:
-        stream = await super().connect_tcp(*args, **kwargs)
-        self.streams.add(stream)  # type: ignore[arg-type]
-        return stream
-
-
 class _LoopPools:
     """The pools of one event loop."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = weakref.ref(loop)
-        self.network = _Network()
+        self.network = AsyncNetwork()
         self.pools: dict[str, httpcore.AsyncConnectionPool] = {}
 
     def abandon(self) -> None:
