@@ -1,0 +1,107 @@
+"""The two worlds that a call can come from: blocking threads and event loops, behind one interface of coroutines.
+
+Routing is written once, as coroutines over a `World`. Those of `BlockingWorld` never suspend, so that `transport.drive`
+runs them to their end in the calling thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Any, Protocol, TypeVar
+
+from llm_hub.call import Call
+from llm_hub.capabilities import Backend, ModelInfo, Probe, Rung, TextBackend
+from llm_hub.messages import ChatChunk, ChatRequest, ChatResponse
+
+__all__ = ["ASYNC", "BLOCKING", "World"]
+
+T = TypeVar("T")
+
+
+class World(Protocol):
+    """How routing reaches a backend."""
+
+    async def chat(self, backend: TextBackend, request: ChatRequest, call: Call) -> ChatResponse:
+        """A whole answer."""
+        ...
+
+    def stream(self, backend: TextBackend, request: ChatRequest, call: Call) -> Any:
+        """The iterator of an answer in pieces, for `next` and `close`."""
+        ...
+
+    async def next(self, chunks: Any) -> ChatChunk | None:
+        """The next chunk, None at the end."""
+        ...
+
+    async def close(self, chunks: Any) -> None:
+        """Stop a stream before its end."""
+        ...
+
+    async def models(self, backend: Backend, call: Call) -> tuple[ModelInfo, ...]:
+        """What the backend can serve."""
+        ...
+
+    async def probe(self, backend: Backend, rung: Rung, model: str | None, call: Call) -> Probe:
+        """How healthy it is."""
+        ...
+
+    async def apart(self, work: Callable[[], T]) -> T:
+        """Do what may block (loading a plugin) where it holds up nobody else."""
+        ...
+
+
+class BlockingWorld:
+    """Calls come from a thread, which waits."""
+
+    async def chat(self, backend: TextBackend, request: ChatRequest, call: Call) -> ChatResponse:
+        return backend.chat(request, call)
+
+    def stream(self, backend: TextBackend, request: ChatRequest, call: Call) -> Iterator[ChatChunk]:
+        return iter(backend.stream(request, call))
+
+    async def next(self, chunks: Iterator[ChatChunk]) -> ChatChunk | None:
+        return next(chunks, None)
+
+    async def close(self, chunks: Any) -> None:
+        if (close := getattr(chunks, "close", None)) is not None:
+            close()
+
+    async def models(self, backend: Backend, call: Call) -> tuple[ModelInfo, ...]:
+        return backend.models(call)
+
+    async def probe(self, backend: Backend, rung: Rung, model: str | None, call: Call) -> Probe:
+        return backend.probe(rung, model, call)
+
+    async def apart(self, work: Callable[[], T]) -> T:
+        return work()
+
+
+class AsyncWorld:
+    """Calls come from a task of an event loop, which goes on meanwhile."""
+
+    async def chat(self, backend: TextBackend, request: ChatRequest, call: Call) -> ChatResponse:
+        return await backend.achat(request, call)
+
+    def stream(self, backend: TextBackend, request: ChatRequest, call: Call) -> AsyncIterator[ChatChunk]:
+        return aiter(backend.astream(request, call))
+
+    async def next(self, chunks: AsyncIterator[ChatChunk]) -> ChatChunk | None:
+        return await anext(chunks, None)
+
+    async def close(self, chunks: Any) -> None:
+        if (close := getattr(chunks, "aclose", None)) is not None:
+            await close()
+
+    async def models(self, backend: Backend, call: Call) -> tuple[ModelInfo, ...]:
+        return await backend.amodels(call)
+
+    async def probe(self, backend: Backend, rung: Rung, model: str | None, call: Call) -> Probe:
+        return await backend.aprobe(rung, model, call)
+
+    async def apart(self, work: Callable[[], T]) -> T:
+        return await asyncio.to_thread(work)
+
+
+BLOCKING = BlockingWorld()
+ASYNC = AsyncWorld()
