@@ -1,0 +1,309 @@
+"""What OpenAI-compatible servers say when they refuse or fail, read into the hub's typed errors."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Mapping
+from email.utils import parsedate_to_datetime
+from typing import Any, NamedTuple
+
+import msgspec
+
+from llm_hub.dialect import HttpReply
+from llm_hub.errors import (
+    AuthenticationFailed,
+    BackendFailed,
+    BackendLoading,
+    BackendOverloaded,
+    ContextOverflow,
+    HubError,
+    InvalidRequest,
+    ModelNotFound,
+    ProtocolError,
+    UnsupportedFeature,
+)
+
+__all__ = ["Complaint", "classify", "classify_error", "complaint", "first_words", "reply_error", "retry_after"]
+
+
+class Complaint(NamedTuple):
+    """What an error object says: every field as far as the server filled it in."""
+
+    message: str
+    type: str | None = None
+    param: str | None = None
+    code: str | int | None = None
+    prompt_tokens: int | None = None
+    context: int | None = None
+
+
+# -- reading the words of many servers --------------------------------------------------------------------------------
+
+_INT = r"(\d[\d,]*)"
+# Each gives `limit` and, where the server names them, `tokens`, or `prompt` and `answer` whose sum they are.
+_OVERFLOWS = tuple(
+    re.compile(pattern.replace("INT", r"\d[\d,]*"), re.IGNORECASE | re.DOTALL)
+    for pattern in (
+        # vLLM: an answer that is too long for what the prompt leaves
+        r"too large: (?P<answer>INT).*context length is (?P<limit>INT) tokens and your request has (?P<prompt>INT)",
+        r"context length is (?P<limit>INT) tokens.*you requested (?P<tokens>INT) (?:output )?tokens",
+        r"context length is (?P<limit>INT) tokens.*prompt contains (?:at least )?(?P<tokens>INT) (?:input )?tokens",
+        r"context length is (?P<limit>INT) tokens.*resulted in (?P<tokens>INT) tokens",
+        r"context length of (?P<limit>INT) tokens.*requested a total of (?P<tokens>INT) tokens",
+        r"max_tokens=(?P<tokens>INT) cannot be greater than max_model_len=(?:\w+=)?(?P<limit>INT)",
+        r"prompt \((?:total )?length (?P<tokens>INT)\).*(?:maximum model length of|context length) (?P<limit>INT)",
+        # llama.cpp
+        r"request \((?P<tokens>INT) tokens\) exceeds the available context size \((?P<limit>INT) tokens\)",
+        # SGLang, text-generation-inference, LM Studio
+        r"input \((?P<tokens>INT) tokens\) is longer than the model's context length \((?P<limit>INT) tokens\)",
+        r"must have less than (?P<limit>INT) tokens\. given: (?P<tokens>INT)",
+        r"first (?P<tokens>INT) tokens when context.*context length of only (?P<limit>INT) tokens",
+        r"maximum context length (?:is|of) (?P<limit>INT)",
+        r"exceeds? the (?:available |maximum )?context (?:size|length|window)",
+        r"context[_ ](?:length|size|window)[_ ]exceeded",
+    )
+)
+_OVERFLOW_KINDS = {"context_length_exceeded", "exceed_context_size_error"}
+
+_UNSUPPORTED: tuple[tuple[re.Pattern[str], str, str | None], ...] = tuple(
+    (re.compile(pattern, re.IGNORECASE), feature, hint)
+    for pattern, feature, hint in (
+        (
+            r"tool choice requires|tools param requires|tool-call-parser|does not support tools",
+            "tools",
+            "Start the server with tool calling enabled (vLLM: --enable-auto-tool-choice --tool-call-parser NAME).",
+        ),
+        (
+            r"not a multimodal model|image input is not supported|at most 0 image|does not support (?:image|vision)",
+            "images",
+            "Send images to a model that sees.",
+        ),
+        (r"does not support (?:thinking|reasoning)", "reasoning", None),
+    )
+)
+_NOT_SUPPORTED = re.compile(r"not supported|not support|unsupported|not implemented", re.IGNORECASE)
+_NO_MODEL = re.compile(
+    r"\bmodel\b.*(?:does not exist|not found|not loaded|is unknown)|no such model|unknown model", re.I
+)
+_ALIASES = re.compile(
+    r"(?:valid aliases|available models|known models)(?: are)?:? *\[?(?P<names>[^\]\n]+?)\]?\.?$", re.I
+)
+_LOADING = re.compile(r"\bloading\b|\bstarting up\b|\bwarming up\b|still being loaded", re.IGNORECASE)
+_DEAD = re.compile(r"enginecore|engine.*(?:dead|died|error)|out of memory|cuda error|terminated", re.IGNORECASE)
+_VALIDATION = re.compile(r"'loc': '(?P<loc>[^']*)', 'msg': '(?P<msg>[^']*)'")
+
+
+def first_words(body: bytes, limit: int = 120) -> str:
+    """How a body begins, on one line and short, for an error's message."""
+    text = " ".join(body[: 8 * limit].decode("utf-8", "replace").split())
+    return repr(text if len(text) <= limit else text[:limit].rstrip() + " ...")
+
+
+def _short(text: str, limit: int = 400) -> str:
+    """A server's own words on one line, cut: they may repeat the request."""
+    text = " ".join(text.split())
+    return text if len(text) <= limit else text[:limit].rstrip() + " ..."
+
+
+def _number(text: str | None) -> int | None:
+    return int(text.replace(",", "")) if text else None
+
+
+def _detail(detail: Any) -> str:
+    """FastAPI's `detail`: text, or a list of what did not validate, of which the input is left out."""
+    if isinstance(detail, list):
+        return "; ".join(
+            f"{'.'.join(str(step) for step in item.get('loc', ()))}: {item.get('msg', '')}"
+            for item in detail
+            if isinstance(item, dict)
+        )
+    return detail if isinstance(detail, str) else ""
+
+
+def complaint(obj: Any) -> Complaint | None:
+    """The error that a decoded body or event holds, None if it holds none.
+
+    `{"error": {...}}` and `{"error": "text"}` (OpenAI and nearly all), `{"object": "error", "message": ...}` (older
+    vLLM), `{"detail": ...}` (FastAPI).
+    """
+    if not isinstance(obj, Mapping):
+        return None
+    error = obj.get("error")
+    if error is None and obj.get("object") == "error":
+        error = obj
+    if error is None and "detail" in obj and "choices" not in obj:
+        return Complaint(_detail(obj["detail"]), type="detail")
+    if not error:
+        return None
+    if not isinstance(error, Mapping):
+        return Complaint(str(error))
+    code = error.get("code")
+    kind = error.get("type")
+    param = error.get("param")
+    tokens, context = error.get("n_prompt_tokens"), error.get("n_ctx")
+    return Complaint(
+        str(error.get("message") or "no reason given"),
+        type=kind if isinstance(kind, str) else None,
+        param=param if isinstance(param, str) else None,
+        code=code if isinstance(code, str | int) else None,
+        prompt_tokens=tokens if isinstance(tokens, int) else None,
+        context=context if isinstance(context, int) else None,
+    )
+
+
+# -- telling them apart -----------------------------------------------------------------------------------------------
+
+
+def classify_error(
+    status: int | None,
+    message: str,
+    *,
+    type: str | None = None,  # noqa: A002 - the field's name on the wire
+    param: str | None = None,
+    code: str | int | None = None,
+    prompt_tokens: int | None = None,
+    context: int | None = None,
+    model: str | None = None,
+    retry_after: float | None = None,
+) -> HubError:
+    """The typed error for what a server said. `status` None: it said it in a stream, and `code` may be the status."""
+    return classify(
+        status, Complaint(message, type, param, code, prompt_tokens, context), model=model, retry_after=retry_after
+    )
+
+
+def classify(
+    status: int | None, said: Complaint, *, model: str | None = None, retry_after: float | None = None
+) -> HubError:
+    """`classify_error` for a Complaint."""
+    if status is None or status == 200:
+        status = said.code if isinstance(said.code, int) and 400 <= said.code < 600 else 500
+    if status in (401, 403) or said.type == "authentication_error" or said.code == "invalid_api_key":
+        return AuthenticationFailed(  # without the server's words: they may repeat the key
+            f"it refuses the API key, or wants one (status {status})",
+            hint="Check the backend's api_key or api_key_env.",
+        )
+    text = _readable(said.message)
+    refused = status in (400, 404, 413, 422, 501)
+    if refused or status == 500:
+        overflow = _overflow(said, text)
+        if overflow is not None:
+            return overflow
+    if status == 404 and said.type == "detail":
+        return _no_route(text)
+    if refused and (said.code == "model_not_found" or _NO_MODEL.search(text)):
+        return _no_model(text, model)
+    if refused or status == 500:
+        for pattern, feature, hint in _UNSUPPORTED:
+            if pattern.search(text):
+                return UnsupportedFeature(f"it refuses {feature}: {text}", features=(feature,), hint=hint)
+    if status == 501 or (refused and (said.type == "not_supported_error" or _NOT_SUPPORTED.search(text))):
+        return UnsupportedFeature(f"it refuses the request: {text}")
+    if status == 429:
+        return BackendOverloaded(f"it sheds load: {text}", retry_after=retry_after, status=status)
+    if status == 503:
+        if _DEAD.search(text):
+            return BackendFailed(f"it is broken: {text}", status=status, hint="Restart it; see its log.")
+        if _LOADING.search(text):
+            return BackendLoading(f"it is loading the model: {text}", status=status)
+        return BackendOverloaded(f"it cannot take the request now: {text}", retry_after=retry_after, status=status)
+    if status >= 500 or status == 408:
+        return BackendFailed(f"it failed ({status}): {text}", status=status, hint="See the log of the backend.")
+    return InvalidRequest(f"it refuses the request ({status}): {text}")
+
+
+def _readable(message: str) -> str:
+    """The server's words; of a failed validation the place and the reason, without the input."""
+    found = [f"{match['loc']}: {match['msg']}" for match in _VALIDATION.finditer(message)]
+    return _short("; ".join(found) if found else message)
+
+
+def _overflow(said: Complaint, text: str) -> ContextOverflow | None:
+    tokens, limit = said.prompt_tokens, said.context
+    kinds = {said.type, said.code}
+    for pattern in _OVERFLOWS:
+        match = pattern.search(text)
+        if match is None:
+            continue
+        groups = match.groupdict()
+        limit = limit or _number(groups.get("limit"))
+        if tokens is None:
+            tokens = _number(groups.get("tokens"))
+        if tokens is None and groups.get("prompt"):
+            tokens = (_number(groups["prompt"]) or 0) + (_number(groups["answer"]) or 0)
+        break
+    else:
+        if not kinds & _OVERFLOW_KINDS:
+            return None
+    return ContextOverflow(
+        f"longer than the model's context: {text}",
+        tokens=tokens,
+        limit=limit,
+        hint="Shorten the conversation, lower max_tokens, or serve the model with a longer context.",
+    )
+
+
+def _no_model(text: str, model: str | None) -> ModelNotFound:
+    match = _ALIASES.search(text)
+    available = tuple(name.strip(" '\"`") for name in match["names"].split(",")) if match else ()
+    hint = f"Ask for one of those that it has: {', '.join(available)}." if available else "See: llm-hub models"
+    return ModelNotFound(
+        f"it does not have the model {model!r}" if model else text, model=model, available=available, hint=hint
+    )
+
+
+def _no_route(text: str) -> HubError:
+    if text.lower() == "not found":
+        return UnsupportedFeature(
+            "it does not serve this route (404 Not Found): a server of another kind of model, such as an embedding "
+            "model, answers so",
+            features=("chat",),
+            hint="Check base_url, and what it serves: llm-hub models",
+        )
+    return InvalidRequest(f"it refuses the request (404): {text}")
+
+
+def retry_after(headers: Mapping[str, str]) -> float | None:
+    """Seconds that a `retry-after` header asks to wait: a number or an HTTP date (RFC 9110, section 10.2.3)."""
+    value = headers.get("retry-after", "").strip()
+    if not value:
+        return None
+    try:
+        return max(0.0, float(value)) if float(value) < float("inf") else None
+    except ValueError:
+        pass
+    try:
+        return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
+    except ValueError:
+        return None
+
+
+def reply_error(reply: HttpReply, *, model: str | None = None) -> HubError:
+    """The typed error for a whole answer that is no success."""
+    status = reply.status
+    if 300 <= status < 400:
+        place = reply.headers.get("location", "").partition("?")[0]
+        return ProtocolError(
+            f"it redirects ({status}) to {place or 'nowhere'}, and redirects are not followed",
+            status=status,
+            hint="Set base_url to the address itself.",
+        )
+    if status < 300:
+        return ProtocolError(f"it answered with status {status}, where only 200 is an answer", status=status)
+    try:
+        said = complaint(msgspec.json.decode(reply.body))
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        said = None
+    wait = retry_after(reply.headers)
+    if said is not None:
+        return classify(status, said, model=model, retry_after=wait)
+    kind = reply.headers.get("content-type", "").partition(";")[0].strip()
+    words = f"{kind or 'a body'} that begins {first_words(reply.body)}" if reply.body.strip() else "an empty body"
+    if status in (404, 405):
+        return ProtocolError(
+            f"it has no such route (status {status}, {words})",
+            status=status,
+            hint="Check base_url: is this the server?",
+        )
+    return classify(status, Complaint(words), model=model, retry_after=wait)
