@@ -91,7 +91,8 @@ class Rung(enum.IntEnum):
 class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     """One model of a backend, as far as the backend tells. Lengths in tokens, size in bytes.
 
-    `features` and `capabilities` None: the backend does not say, so nothing is ruled out.
+    `features` and `capabilities` None: the backend does not say, so nothing is ruled out. `degraded` says what is not as
+    it should be (it runs on the CPU, another server runs it).
     """
 
     name: str
@@ -104,6 +105,7 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     loaded: bool | None = None
     size: int | None = None
     aliases: tuple[str, ...] = ()
+    degraded: str | None = None
 
 
 class Probe(msgspec.Struct, frozen=True, kw_only=True):
