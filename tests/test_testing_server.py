@@ -183,7 +183,7 @@ def test_what_a_handler_raises_is_raised_when_the_server_closes() -> None:
     def handler(_: Request) -> Reply:
         raise KeyError("oops")
 
-    with pytest.raises(ExceptionGroup) as caught:  # noqa: SIM117 - what is raised on leaving is meant
+    with pytest.raises(ExceptionGroup) as caught:
         with FakeServer(handler) as server:
             assert httpx.get(server.url).status_code == 500
     assert [type(error) for error in caught.value.exceptions] == [KeyError]

@@ -13,38 +13,68 @@ if TYPE_CHECKING:
     from llm_hub.testing.exchange import Request as Request
     from llm_hub.testing.exchange import Reset as Reset
     from llm_hub.testing.exchange import Script as Script
+    from llm_hub.testing.live import FakeModel as FakeModel
+    from llm_hub.testing.live import Speed as Speed
+    from llm_hub.testing.model import Called as Called
+    from llm_hub.testing.model import Generation as Generation
+    from llm_hub.testing.model import Prompt as Prompt
+    from llm_hub.testing.model import TinyModel as TinyModel
+    from llm_hub.testing.model import Turn as Turn
+    from llm_hub.testing.ollama import FakeOllama as FakeOllama
+    from llm_hub.testing.pictures import draw as draw
     from llm_hub.testing.recordings import Recording as Recording
     from llm_hub.testing.recordings import load as load
     from llm_hub.testing.recordings import load_folder as load_folder
     from llm_hub.testing.replay import ReplayServer as ReplayServer
     from llm_hub.testing.server import FakeServer as FakeServer
+    from llm_hub.testing.vllm import FakeVLLM as FakeVLLM
 
 _HOME = {
+    "Called": "model",
     "Close": "exchange",
+    "FakeModel": "live",
+    "FakeOllama": "ollama",
     "FakeServer": "server",
+    "FakeVLLM": "vllm",
+    "Generation": "model",
     "Hang": "exchange",
     "Pause": "exchange",
+    "Prompt": "model",
     "Recording": "recordings",
     "ReplayServer": "replay",
     "Reply": "exchange",
     "Request": "exchange",
     "Reset": "exchange",
     "Script": "exchange",
+    "Speed": "live",
+    "TinyModel": "model",
+    "Turn": "model",
+    "draw": "pictures",
     "load": "recordings",
     "load_folder": "recordings",
 }
 
 __all__ = [
+    "Called",
     "Close",
+    "FakeModel",
+    "FakeOllama",
     "FakeServer",
+    "FakeVLLM",
+    "Generation",
     "Hang",
     "Pause",
+    "Prompt",
     "Recording",
     "ReplayServer",
     "Reply",
     "Request",
     "Reset",
     "Script",
+    "Speed",
+    "TinyModel",
+    "Turn",
+    "draw",
     "load",
     "load_folder",
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import AsyncGenerator, AsyncIterable, Generator, Iterable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Generator, Iterable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from http import HTTPStatus
@@ -100,6 +100,7 @@ class Request:
     bytes_sent: int = 0
     fault: str | None = None
     _over: threading.Event = field(default_factory=threading.Event, repr=False)
+    _afterwards: list[Callable[[], None]] = field(default_factory=list, repr=False)
 
     @property
     def json(self) -> Any:
@@ -110,12 +111,18 @@ class Request:
         """Wait until it is answered or its client is gone. False if neither happened within `timeout` seconds."""
         return self._over.wait(timeout)
 
+    def afterwards(self, action: Callable[[], None]) -> None:
+        """Have something done in the server's loop when this request is answered or its client is gone."""
+        self._afterwards.append(action)
+
     def finish(self, *, gone_early: bool) -> None:
         """Called by the server, once: the reply is sent (its last byte handed to the kernel), or the client left."""
         if self.ended is None:
             self.ended = time.monotonic()
             self.gone_early = gone_early
             self._over.set()
+            for action in self._afterwards:
+                action()
 
 
 def _head(reply: Reply, extra: Mapping[str, str]) -> bytes:
