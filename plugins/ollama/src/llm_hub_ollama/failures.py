@@ -146,10 +146,10 @@ def _of_value(error: Any) -> _Detail:
         rest = f"{text[end:]} {rest}"
         error = inner.get("error", inner)
     if not isinstance(error, dict):
-        return _Detail(text=_clean(error if isinstance(error, str) else json.dumps(error), rest))
+        return _Detail(text=_clean(error if isinstance(error, str) else _show(error), rest))
     message = error.get("message")
     return _Detail(
-        text=_clean(message if isinstance(message, str) else json.dumps(error), rest),
+        text=_clean(message if isinstance(message, str) else _show(error), rest),
         kind=str(error.get("type") or ""),
         code=_whole(error.get("code")),
         tokens=_whole(error.get("n_prompt_tokens")),
@@ -158,6 +158,13 @@ def _of_value(error: Any) -> _Detail:
 
 
 _JSON = json.JSONDecoder()
+
+
+def _show(value: Any) -> str:
+    try:
+        return json.dumps(value)
+    except RecursionError:
+        return "an error that is nested too deep to be shown"
 
 
 def _clean(*texts: str) -> str:

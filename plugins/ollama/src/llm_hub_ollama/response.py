@@ -101,7 +101,9 @@ class ChatStream:
     def feed(self, data: bytes) -> list[ChatChunk]:
         """The chunks that these bytes complete. Raises the error of the first line, if it is one."""
         chunks: list[ChatChunk] = []
-        if self._ended or self._failure is not None:
+        if self._failure is not None:
+            raise self._failure
+        if self._ended:
             return chunks
         try:
             for line in self._lines.feed(data):
@@ -232,7 +234,10 @@ def _arguments(call: Call) -> str:
     arguments = call.function.arguments
     if isinstance(arguments, str):
         return arguments or "{}"
-    return "{}" if arguments is None else msgspec.json.encode(arguments).decode()
+    try:
+        return "{}" if arguments is None else msgspec.json.encode(arguments).decode()
+    except RecursionError as error:
+        raise ProtocolError("it called a tool with arguments that are nested too deep") from error
 
 
 def _without_logprobs(request: ChatRequest, *, found: bool) -> UnsupportedFeature | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 
@@ -23,6 +23,9 @@ __all__ = [
     "logprobs_of",
     "read_answer",
 ]
+
+Count = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
+"""What Go writes an int or int64 as that is never negative."""
 
 # Fields may be null as well as missing: Go leaves empty ones out, but gateways that speak this API need not.
 
@@ -70,12 +73,12 @@ class Answer(msgspec.Struct):
     model: str | None = None
     logprobs: list[Logprob] | None = None
     error: Any = None
-    load_duration: int | None = None
-    prompt_eval_count: int | None = None
-    prompt_eval_cached_count: int | None = None
-    prompt_eval_duration: int | None = None
-    eval_count: int | None = None
-    eval_duration: int | None = None
+    load_duration: Count | None = None
+    prompt_eval_count: Count | None = None
+    prompt_eval_cached_count: Count | None = None
+    prompt_eval_duration: Count | None = None
+    eval_count: Count | None = None
+    eval_duration: Count | None = None
 
     def usage(self) -> Usage:
         """The counts. Go leaves out a zero, so a missing count is unknown."""
@@ -104,8 +107,8 @@ class ModelDetails(msgspec.Struct):
     """What a listed model is. The lengths are in tokens and missing for some models (and before 0.30)."""
 
     family: str | None = None
-    context_length: int | None = None
-    embedding_length: int | None = None
+    context_length: Count | None = None
+    embedding_length: Count | None = None
 
 
 class StoredModel(msgspec.Struct):
@@ -113,7 +116,7 @@ class StoredModel(msgspec.Struct):
 
     name: str
     digest: str | None = None
-    size: int | None = None
+    size: Count | None = None
     details: ModelDetails | None = None
     capabilities: list[str] | None = None
     remote_host: str | None = None
@@ -130,9 +133,9 @@ class RunningModel(msgspec.Struct):
 
     name: str
     digest: str | None = None
-    size: int | None = None
-    size_vram: int | None = None
-    context_length: int | None = None
+    size: Count | None = None
+    size_vram: Count | None = None
+    context_length: Count | None = None
 
 
 class RunningModels(msgspec.Struct):
