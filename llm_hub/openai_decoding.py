@@ -25,27 +25,28 @@ __all__ = ["ChunkStream", "decode_chunk", "decode_completion", "finish_reason", 
 
 
 # -- the wire, as far as it is read -----------------------------------------------------------------------------------
+# Without gc: these are trees that live for an instant, and a stream makes thousands of them.
 
 
-class _Part(msgspec.Struct):
+class _Part(msgspec.Struct, gc=False):
     text: str = ""
 
 
 _Content = str | list[_Part] | None
 
 
-class _Function(msgspec.Struct):
+class _Function(msgspec.Struct, gc=False):
     name: str | None = None
     arguments: Any = None
 
 
-class _ToolCall(msgspec.Struct):
+class _ToolCall(msgspec.Struct, gc=False):
     index: int | None = None
     id: str | None = None
     function: _Function | None = None
 
 
-class _Delta(msgspec.Struct):
+class _Delta(msgspec.Struct, gc=False):
     """A message, or a piece of one. The reasoning text has two names: vLLM's new one, and what all others use."""
 
     content: _Content = None
@@ -55,54 +56,54 @@ class _Delta(msgspec.Struct):
     refusal: str | None = None
 
 
-class _Logprob(msgspec.Struct):
+class _Logprob(msgspec.Struct, gc=False):
     token: str
     logprob: float
     bytes: list[int] | None = None
     top_logprobs: list[_Logprob] | None = None
 
 
-class _Logprobs(msgspec.Struct):
+class _Logprobs(msgspec.Struct, gc=False):
     content: list[_Logprob] | None = None
 
 
-class _PromptDetails(msgspec.Struct):
+class _PromptDetails(msgspec.Struct, gc=False):
     cached_tokens: int | None = None
 
 
-class _CompletionDetails(msgspec.Struct):
+class _CompletionDetails(msgspec.Struct, gc=False):
     reasoning_tokens: int | None = None
 
 
-class _Usage(msgspec.Struct):
+class _Usage(msgspec.Struct, gc=False):
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
     prompt_tokens_details: _PromptDetails | None = None
     completion_tokens_details: _CompletionDetails | None = None
 
 
-class _Timings(msgspec.Struct):
+class _Timings(msgspec.Struct, gc=False):
     """llama.cpp's, in milliseconds."""
 
     prompt_ms: float | None = None
     predicted_ms: float | None = None
 
 
-class _Choice(msgspec.Struct):
+class _Choice(msgspec.Struct, gc=False):
     message: _Delta | None = None
     index: int = 0
     finish_reason: str | None = None
     logprobs: _Logprobs | None = None
 
 
-class _ChunkChoice(msgspec.Struct):
+class _ChunkChoice(msgspec.Struct, gc=False):
     delta: _Delta | None = None
     index: int = 0
     finish_reason: str | None = None
     logprobs: _Logprobs | None = None
 
 
-class _Envelope(msgspec.Struct):
+class _Envelope(msgspec.Struct, gc=False):
     id: str | None = None
     model: str | None = None
     usage: _Usage | None = None
@@ -111,11 +112,11 @@ class _Envelope(msgspec.Struct):
     object: str | None = None
 
 
-class _Completion(_Envelope):
+class _Completion(_Envelope, gc=False):
     choices: list[_Choice] | None = None
 
 
-class Chunk(_Envelope):
+class Chunk(_Envelope, gc=False):
     """One event of a stream."""
 
     choices: list[_ChunkChoice] | None = None
@@ -136,6 +137,7 @@ _FINISH: dict[str, FinishReason] = {
     "eos_token": "stop",
     "end_turn": "stop",
     "stop_sequence": "stop",
+    "repetition": "length",  # vLLM's repetition_detection cut it off
     "max_tokens": "length",
     "max_output_tokens": "length",
     "model_length": "length",
@@ -312,8 +314,7 @@ def decode_chunk(obj: Any) -> list[ChatChunk]:
     ChunkStream. Raises ProtocolError for another shape, or the error that the object stands for.
     """
     stream = ChunkStream()
-    chunks = stream.add(_as_chunk(obj))
-    return chunks + stream._held()
+    return stream.add_object(obj) + stream._held()
 
 
 def _as_chunk(obj: Any) -> Chunk:
@@ -332,7 +333,7 @@ class ChunkStream:
     Finish reasons and usage are handed out only at the end, when it is certain that the stream ended properly.
     """
 
-    __slots__ = ("_called", "_finished", "_id", "_model", "_n", "_pieces", "_timings", "_usage", "produced")
+    __slots__ = ("_called", "_finished", "_last", "_n", "_pieces", "_timings", "_usage", "produced")
 
     def __init__(self, *, n: int = 1) -> None:
         self._n = n
@@ -341,8 +342,7 @@ class ChunkStream:
         self._pieces: list[str] = []
         self._usage: _Usage | None = None
         self._timings: _Timings | None = None
-        self._id: str | None = None
-        self._model: str | None = None
+        self._last = Chunk()
         self.produced = False
 
     @property
@@ -352,18 +352,20 @@ class ChunkStream:
 
     def add_object(self, obj: Any) -> list[ChatChunk]:
         """The content of a parsed `chat.completion.chunk`. Raises what `decode_chunk` does."""
-        return self.add(_as_chunk(obj))
-
-    def add(self, chunk: Chunk) -> list[ChatChunk]:
-        """The content of one event."""
         chunks: list[ChatChunk] = []
+        self.add(_as_chunk(obj), chunks)
+        return chunks
+
+    def add(self, chunk: Chunk, chunks: list[ChatChunk]) -> None:
+        """Take in one event; what it holds of the answer is appended to `chunks`."""
         if chunk.usage is not None:
             self._usage = chunk.usage
         if chunk.timings is not None:
             self._timings = chunk.timings
-        self._id = chunk.id
-        self._model = chunk.model
-        for choice in chunk.choices or ():
+        self._last = chunk
+        if chunk.choices is None:
+            return
+        for choice in chunk.choices:
             delta = choice.delta
             index = choice.index
             if delta is not None:
@@ -394,7 +396,6 @@ class ChunkStream:
             if choice.finish_reason:
                 finish_reason(choice.finish_reason)  # raises for one that is no end
                 self._finished[index] = choice.finish_reason
-        return chunks
 
     def end(self) -> list[ChatChunk]:
         """The end mark has come: the last chunk of each choice. Raises StreamInterrupted if one of them lacks its end."""
@@ -409,13 +410,13 @@ class ChunkStream:
             ChatChunk(
                 index=index,
                 finish_reason=finish_reason(word, called=index in self._called),
-                id=self._id,
-                model=self._model,
+                id=self._last.id,
+                model=self._last.model,
             )
             for index, word in self._finished.items()
         ]
         if self._usage is not None or self._timings is not None:
-            last = chunks.pop() if chunks else ChatChunk(id=self._id, model=self._model)
+            last = chunks.pop() if chunks else ChatChunk(id=self._last.id, model=self._last.model)
             chunks.append(
                 msgspec.structs.replace(
                     last,

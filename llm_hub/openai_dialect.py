@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 
 from llm_hub.capabilities import Feature, ModelInfo, Probe, Rung
+from llm_hub.config import BackendConfig
 from llm_hub.dialect import Conversation, HttpReply, HttpRequest, StreamDecoder
 from llm_hub.errors import (
     BackendError,
@@ -20,6 +21,7 @@ from llm_hub.errors import (
 )
 from llm_hub.messages import ChatChunk, ChatRequest, ChatResponse, Message, Reasoning
 from llm_hub.openai_decoding import (
+    Chunk,
     ChunkStream,
     decode_chunk,
     decode_completion,
@@ -41,6 +43,7 @@ __all__ = [
     "encode_body",
     "finish_reason",
     "optional",
+    "server_root",
 ]
 
 _DONE = b"[DONE]"
@@ -96,25 +99,25 @@ class OpenAIStreamDecoder(ChunkStream):
                     chunks += self.end()
                     self.done = True
                     break
-                chunks += self._decode(event)
+                self.add(self._decode(event), chunks)
         except HubError as error:
             self._fail(error)
         return chunks or self._after()
 
-    def _decode(self, event: bytes) -> list[ChatChunk]:
+    def _decode(self, event: bytes) -> Chunk:
         try:
             chunk = decode_event(event)
         except _DECODE_ERRORS as error:
             raise ProtocolError(
                 f"its stream holds something that is no chunk: {first_words(event)} ({error})"
             ) from error
-        if chunk.error is not None or chunk.choices is None or event.__class__ is Event:
+        if chunk.error is not None or not chunk.choices or event.__class__ is Event:
             said = complaint(_any(event))
             if said is None and isinstance(event, Event) and event.name == "error":
                 said = complaint({"error": _any(event)})
             if said is not None:
                 raise classify(None, said, model=self._asked)
-        return self.add(chunk)
+        return chunk
 
     def _fail(self, error: HubError) -> None:
         self._failure = self.broken(error)
@@ -128,17 +131,26 @@ class OpenAIStreamDecoder(ChunkStream):
 
     def finish(self) -> list[ChatChunk]:
         chunks: list[ChatChunk] = []
-        if not self.done:
-            try:
-                for event in self._events.finish():
-                    if event == _DONE:  # only the empty line after it is missing
-                        chunks = self.end()
-                        self.done = True
-                if not self.done:
-                    self._fail(self._unfinished())
-            except HubError as error:
-                self._fail(error)
+        try:
+            if not self.done and self._last_event(chunks) is False:
+                raise self._unfinished()
+        except HubError as error:
+            self._fail(error)
         return chunks or self._after()
+
+    def _last_event(self, chunks: list[ChatChunk]) -> bool:
+        """Take in what lacks only the empty line after it, if it is whole. Was it the end mark?"""
+        for event in self._events.finish():
+            self._head = None
+            if event == _DONE:
+                chunks += self.end()
+                self.done = True
+                return True
+            try:
+                self.add(self._decode(event), chunks)
+            except ProtocolError:
+                break  # half an event: the stream was cut off within it
+        return False
 
     def _unfinished(self) -> HubError:
         """The error for a body that ended without the end mark."""
@@ -165,6 +177,7 @@ class OpenAIDialect:
     models_are_loaded: whether a model that is listed is in memory. Otherwise only generating proves it.
     max_tokens_field, reasoning_field: see `encode_body`.
     request_id_header: the header that takes the id of a call to the server's log; None for none.
+    install_model: the command that makes the server serve a model, with `{model}` in it.
     """
 
     def __init__(
@@ -190,6 +203,7 @@ class OpenAIDialect:
         max_tokens_field: str = "max_tokens",
         reasoning_field: str | None = None,
         request_id_header: str | None = "x-request-id",
+        install_model: str | None = None,
     ) -> None:
         self._features = features
         self.chat_path = f"{prefix}/chat/completions"
@@ -199,6 +213,7 @@ class OpenAIDialect:
         self.max_tokens_field = max_tokens_field
         self.reasoning_field = reasoning_field
         self.request_id_header = request_id_header
+        self.install_model = install_model
 
     @property
     def features(self) -> frozenset[Feature]:
@@ -248,7 +263,14 @@ class OpenAIDialect:
         return OpenAIStreamDecoder(n=request.n, model=request.model)
 
     def error(self, reply: HttpReply, *, model: str | None = None) -> HubError:
-        return reply_error(reply, model=model)
+        return self._advise(reply_error(reply, model=model))
+
+    def _advise(self, error: HubError) -> HubError:
+        """Say how to get a model that is missing."""
+        if isinstance(error, ModelNotFound) and error.model and self.install_model:
+            command = self.install_model.replace("{model}", error.model)
+            error.hint = f"{error.hint} To serve it: {command}" if error.hint else f"To serve it: {command}"
+        return error
 
     # -- control ------------------------------------------------------------------------------------------------------
 
@@ -290,7 +312,7 @@ class OpenAIDialect:
                 models = yield from self.models()
                 reached = Rung.ALIVE
                 if rung > Rung.ALIVE:
-                    model = _find(model, models)
+                    model = self._find(model, models)
                     reached = Rung.LOADED if self.models_are_loaded else Rung.MODEL_PRESENT
             if rung > reached:
                 yield from self._generate(model)
@@ -313,12 +335,33 @@ class OpenAIDialect:
         yield from ()
         return None, ""
 
+    def _find(self, model: str | None, models: tuple[ModelInfo, ...]) -> str:
+        """The model's name in the list; any if None is asked for. Raises ModelNotFound."""
+        for info in models:
+            if model is None or model == info.name or model in info.aliases:
+                return info.name
+        names = tuple(info.name for info in models)
+        raise self._advise(
+            ModelNotFound(
+                f"it does not have the model {model!r}" if model else "it has no model",
+                model=model,
+                available=names,
+                hint=f"It has: {', '.join(names)}." if names else None,
+            )
+        )
+
     def _generate(self, model: str | None) -> Conversation[None]:
         request = ChatRequest(messages=(Message(role="user", content="ping"),), model=model, max_tokens=1)
         reply = yield self.encode_chat(request, stream=False)
         if reply.status != 200:
             raise self.error(reply, model=model)
         self.decode_chat(request, reply)
+
+
+def server_root(config: BackendConfig, *, prefix: str = "/v1") -> BackendConfig:
+    """The configuration with addresses that lack the prefix of the API: people write them with it and without."""
+    urls = {key: url.rstrip("/").removesuffix(prefix) for key, url in config.base_urls.items()}
+    return msgspec.structs.replace(config, base_urls=urls)
 
 
 def optional(request: HttpRequest) -> Generator[HttpRequest, HttpReply, HttpReply | None]:
@@ -332,17 +375,3 @@ def optional(request: HttpRequest) -> Generator[HttpRequest, HttpReply, HttpRepl
     except BackendError:
         return None
     return reply if reply.status == 200 else None
-
-
-def _find(model: str | None, models: tuple[ModelInfo, ...]) -> str:
-    """The model's name in the list; any if None is asked for. Raises ModelNotFound."""
-    for info in models:
-        if model is None or model == info.name or model in info.aliases:
-            return info.name
-    names = tuple(info.name for info in models)
-    raise ModelNotFound(
-        f"it does not have the model {model!r}" if model else "it has no model",
-        model=model,
-        available=names,
-        hint=f"It has: {', '.join(names)}." if names else "See what it was started with.",
-    )

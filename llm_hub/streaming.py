@@ -53,12 +53,17 @@ class SSEDecoder:
 
     def feed(self, data: bytes) -> list[bytes]:
         """The data of the events that these bytes complete. Raises ProtocolError for a line or event over the limit."""
-        if self._idle and data.endswith(b"\n\n") and data.startswith(b"data: ") and len(data) <= self._limit:
-            # The usual read: one or more whole events of one line each.
-            events = data[6:-2].split(b"\n\ndata: ")
-            if data.count(b"\n") == 2 * len(events) and b"\r" not in data:
-                self._fresh = False
-                return events if b"" not in events else [event for event in events if event]
+        if self._idle and data.startswith(b"data: ") and data.endswith(b"\n\n") and b"\r" not in data:
+            # The usual read: whole events of one line each, most often a single one.
+            size = len(data)
+            if 8 < size <= self._limit:
+                if data.find(b"\n") == size - 2:
+                    self._fresh = False
+                    return [data[6:-2]]
+                events = data[6:-2].split(b"\n\ndata: ")
+                if data.count(b"\n") == 2 * len(events) and b"" not in events:
+                    self._fresh = False
+                    return events
         return self._feed(data)
 
     def _feed(self, data: bytes) -> list[bytes]:
