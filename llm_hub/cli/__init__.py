@@ -1,0 +1,69 @@
+"""The command line: one module a command, imported when it is used."""
+
+from __future__ import annotations
+
+import importlib
+
+import click
+
+import llm_hub
+
+__all__ = ["main"]
+
+_COMMANDS = {
+    "ask": "Ask a question; the answer is streamed.",
+    "doctor": "Check settings, plugins and backends, and say how to mend them.",
+    "explain": "Say what would serve a capability, by which rule, and why nothing else.",
+    "models": "List what each backend can serve right now.",
+    "plugins": "List the plugins that are installed.",
+}
+
+
+class _Lazy(click.Group):
+    """Knows the commands by name and one line of help; the module of a command is imported when it is used."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _COMMANDS:
+            return None
+        command = importlib.import_module(f"llm_hub.cli.{cmd_name}").command
+        assert isinstance(command, click.Command)
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name = args[0]
+        if name not in _COMMANDS and not name.startswith("-"):
+            import difflib
+
+            close = difflib.get_close_matches(name, _COMMANDS, 1)
+            meant = f" Did you mean {close[0]!r}?" if close else f" There are: {', '.join(sorted(_COMMANDS))}."
+            raise click.UsageError(f"there is no command {name!r}.{meant}", ctx)
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(sorted(_COMMANDS.items()))
+
+
+@click.group(cls=_Lazy, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(llm_hub.__version__, "--version", prog_name="llm-hub")
+@click.option("--config", metavar="FILE", help="The settings file, in place of LLM_HUB_CONFIG.")
+@click.option("--debug", is_flag=True, help="Show tracebacks and the log.")
+@click.pass_context
+def cli(ctx: click.Context, *, config: str | None, debug: bool) -> None:
+    """One hub for the language models that you run yourself."""
+    ctx.obj = {"config": config, "debug": debug}
+    import logging
+
+    logging.basicConfig(level=logging.DEBUG if debug else logging.CRITICAL, format="%(name)s: %(message)s")
+
+
+def main() -> None:
+    """Run the command line. Exits with 0, with 1 when something failed, with 2 for wrong usage or settings."""
+    from llm_hub.cli.running import run
+
+    run(cli)

@@ -1,0 +1,66 @@
+"""What importing costs, and what `llm-hub --help` costs, beside other libraries, all in one run.
+
+    uv run --with litellm --with any-llm-sdk --with langchain-openai --with langchain-ollama python benchmarks/import_time.py
+
+Each import runs in a fresh interpreter, with bytecode compiled (a first run before that is not counted), the candidates in
+turn, so that a slow moment of the machine hits all of them. Wall clock, the median; and the peak of resident memory.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import resource
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+
+ROUNDS = 15
+MODULES = ("llm_hub", "llm_hub.hub", "httpx", "langchain_openai", "langchain_ollama", "any_llm", "litellm")
+
+
+def once(*command: str) -> tuple[float, float]:
+    """Milliseconds and MiB of one run."""
+    before = time.perf_counter()
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    _, status, usage = _wait(process.pid)
+    elapsed = (time.perf_counter() - before) * 1000
+    process.returncode = status
+    if status != 0:
+        raise SystemExit(f"{command} failed with {status}")
+    return elapsed, usage.ru_maxrss / 1024
+
+
+def _wait(pid: int) -> tuple[int, int, resource.struct_rusage]:
+    import os
+
+    return os.wait4(pid, 0)
+
+
+def main() -> None:
+    commands: dict[str, tuple[str, ...]] = {"bare interpreter": (sys.executable, "-c", "pass")}
+    for module in MODULES:
+        if importlib.util.find_spec(module.split(".")[0]) is not None:
+            commands[f"import {module}"] = (sys.executable, "-c", f"import {module}")
+    script = shutil.which("llm-hub")
+    if script is not None:
+        commands["llm-hub --help"] = (script, "--help")
+        commands["llm-hub plugins"] = (script, "plugins")
+    for command in commands.values():
+        once(*command)
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in commands}
+    for _ in range(ROUNDS):
+        for name, command in commands.items():
+            times[name].append(once(*command))
+    bare = statistics.median(one for one, _ in times["bare interpreter"])
+    print(f"{'':<26} {'median ms':>10} {'min ms':>8} {'x bare':>7} {'peak MiB':>9}")
+    for name, found in times.items():
+        median = statistics.median(one for one, _ in found)
+        print(
+            f"{name:<26} {median:>10.1f} {min(one for one, _ in found):>8.1f} {median / bare:>7.2f} {max(size for _, size in found):>9.1f}"
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""A service that asks the hub for text."""

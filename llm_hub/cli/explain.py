@@ -1,0 +1,49 @@
+"""`llm-hub explain`: a decision, printed."""
+
+from __future__ import annotations
+
+import click
+
+from llm_hub.cli.common import open_hub, print_json, table
+
+__all__ = ["command"]
+
+
+@click.command("explain")
+@click.argument("capability", type=click.Choice(["text", "embedding", "vision"]))
+@click.option("-b", "--backend", help="As if a call named this backend.")
+@click.option("-m", "--model", help="As if a call named this model.")
+@click.option("-f", "--feature", "features", multiple=True, help="As if a call needed this feature; may be repeated.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON document.")
+def command(
+    *, capability: str, backend: str | None, model: str | None, features: tuple[str, ...], as_json: bool
+) -> None:
+    """Say what would serve a capability, by which rule, and why nothing else.
+
+    Nothing is sent but the question whether the default answers, when nothing is configured.
+    """
+    from llm_hub.capabilities import Feature
+
+    unknown = [name for name in features if name not in set(Feature)]
+    if unknown:
+        raise click.UsageError(f"there is no feature {unknown[0]!r}. There are: {', '.join(sorted(Feature))}")
+    with open_hub() as hub:
+        decision = hub.explain(capability, backend=backend, model=model, features=frozenset(map(Feature, features)))
+        settings = hub.settings
+    if as_json:
+        print_json(decision)
+        return
+    model_text = decision.model or "the only one that it serves"
+    click.echo(f"{click.style(decision.backend, bold=True)} serves {capability}, with the model: {model_text}")
+    click.echo(f"  by rule {decision.rule}, {decision.rule_text} ({decision.source})")
+    for reason in decision.reasons:
+        click.echo(f"  because {reason}")
+    for target in decision.fallbacks:
+        click.echo(f"  then {target}, if it fails before anything was produced")
+    if decision.rejected:
+        click.echo()
+        table(("not chosen", "because"), [(one.backend, one.reason) for one in decision.rejected])
+    for warning in (*decision.warnings, *settings.warnings):
+        click.echo(f"{click.style('note', fg='yellow')}: {warning}")
+    if settings.config_path:
+        click.echo(click.style(f"settings file: {settings.config_path}", dim=True))

@@ -1,0 +1,148 @@
+"""What `llm-hub doctor` knows: settings, plugins and backends looked at, each finding with its state and its fix."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+import msgspec
+
+from llm_hub.call import Call
+from llm_hub.capabilities import Capability, Probe, Rung
+from llm_hub.errors import HubError
+from llm_hub.registry import PluginReport, PluginStatus
+from llm_hub.transport import drive
+from llm_hub.worlds import BLOCKING
+
+if TYPE_CHECKING:
+    from llm_hub.hub import Hub
+    from llm_hub.runtime import Runtime
+
+__all__ = ["Diagnosis", "Finding", "diagnose"]
+
+Level = Literal["ok", "info", "warning", "error"]
+
+
+class Finding(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One thing that was looked at. `subject` is what, `state` how it is, `fix` what to do about it."""
+
+    kind: Literal["settings", "plugin", "backend", "capability"]
+    subject: str
+    state: str
+    level: Level = "ok"
+    detail: str = ""
+    fix: str = ""
+    traceback: str = ""
+
+
+class Diagnosis(msgspec.Struct, frozen=True, kw_only=True):
+    """All findings."""
+
+    findings: tuple[Finding, ...]
+
+    @property
+    def healthy(self) -> bool:
+        """Is nothing wrong that somebody asked for?"""
+        return all(finding.level != "error" for finding in self.findings)
+
+
+def diagnose(hub: Hub, *, timeout: float = 10.0) -> Diagnosis:
+    """Look at everything. `timeout` in seconds, for each backend."""
+    runtime = hub.runtime
+    findings = [Finding(kind="settings", subject="file", state=runtime.settings.config_path or "none")]
+    findings += [
+        Finding(kind="settings", subject="variable", state="suspicious", level="warning", detail=warning)
+        for warning in runtime.settings.warnings
+    ]
+    wanted = {runtime.plugin_name(name) for name in runtime.settings.backends}
+    findings += [_plugin(report, asked_for=report.name in wanted) for report in hub.plugins(load=True)]
+    offered = {capability for report in hub.plugins() for capability in report.capabilities}
+    probed: set[tuple[str, Capability]] = set()
+    for capability in Capability:
+        if capability in offered:
+            findings += _capability(runtime, capability, timeout, probed)
+    for name in runtime.settings.backends:
+        for capability in Capability:
+            if (name, capability) not in probed and runtime.offers(name, capability):
+                probed.add((name, capability))
+                findings.append(_backend(runtime, name, capability, timeout, chosen=False))
+    return Diagnosis(findings=tuple(findings))
+
+
+def _plugin(report: PluginReport, *, asked_for: bool) -> Finding:
+    bad = report.status not in (PluginStatus.AVAILABLE, PluginStatus.INSTALLED)
+    level: Level = "ok"
+    if bad:
+        level = "info" if report.status is PluginStatus.BLOCKED and not asked_for else "warning"
+        if asked_for:
+            level = "error"
+    return Finding(
+        kind="plugin",
+        subject=report.name,
+        state=str(report.status),
+        level=level,
+        detail=report.reason or f"{report.distribution} {report.version}: {', '.join(sorted(report.capabilities))}",
+        fix=report.hint or "",
+        traceback=report.details or "",
+    )
+
+
+def _capability(
+    runtime: Runtime, capability: Capability, timeout: float, probed: set[tuple[str, Capability]]
+) -> list[Finding]:
+    from llm_hub.selection import Ask
+
+    ask = Ask(capability=capability, operation=OPERATIONS[capability])
+    try:
+        decision = drive(runtime.decision(BLOCKING, ask, Call(timeout=timeout)))
+    except HubError as error:
+        return [
+            Finding(
+                kind="capability",
+                subject=str(capability),
+                state="error",
+                level="error",
+                detail=error.message,
+                fix=error.hint or "",
+            )
+        ]
+    detail = f"{decision.backend}, by rule {decision.rule} ({decision.rule_text}): {', '.join(decision.reasons)}"
+    found = [Finding(kind="capability", subject=str(capability), state="ok", detail=detail)]
+    found += [
+        Finding(kind="capability", subject=str(capability), state="note", level="warning", detail=warning)
+        for warning in decision.warnings
+    ]
+    for name in (decision.backend, *(target.backend for target in decision.fallbacks)):
+        probed.add((name, capability))
+        found.append(_backend(runtime, name, capability, timeout, chosen=name == decision.backend))
+    return found
+
+
+OPERATIONS = {Capability.TEXT: "chat", Capability.EMBEDDING: "embed", Capability.VISION: "describe"}
+
+
+def _backend(runtime: Runtime, name: str, capability: Capability, timeout: float, *, chosen: bool) -> Finding:
+    try:
+        probe = drive(runtime.probe(BLOCKING, name, capability, Rung.MODEL_PRESENT, Call(timeout=timeout)))
+    except HubError as error:
+        probe = Probe(rung=None, wanted=Rung.MODEL_PRESENT, detail=error.message, hint=error.hint)
+    state = backend_state(probe)
+    version = f" (version {probe.version})" if probe.version else ""
+    if probe.degraded:
+        return Finding(
+            kind="backend", subject=f"{name} ({capability})", state="degraded", level="warning", detail=probe.degraded
+        )
+    return Finding(
+        kind="backend",
+        subject=f"{name} ({capability})",
+        state=state,
+        level="ok" if probe.ok else ("error" if chosen else "warning"),
+        detail=(probe.detail or state) + version,
+        fix=probe.hint or "",
+    )
+
+
+def backend_state(probe: Probe) -> str:
+    """The state of a backend in words: unreachable, model missing, ready."""
+    if probe.rung is None:
+        return "unreachable"
+    return "ready" if probe.ok else "model missing"

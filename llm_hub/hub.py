@@ -1,0 +1,320 @@
+"""The hub: what a service opens once and asks for capabilities."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack
+
+import msgspec
+
+from llm_hub.call import Call, CancelToken
+from llm_hub.capabilities import Capability, Feature, ModelInfo, Probe, Rung
+from llm_hub.config import Progress
+from llm_hub.epochs import Epoch, EpochStore
+from llm_hub.errors import HubError
+from llm_hub.prompts import ChatOptions, Prompt, build_request
+from llm_hub.routing import AsyncChatStream, ChatStream, route_chat
+from llm_hub.runtime import Runtime
+from llm_hub.selection import Ask, Decision
+from llm_hub.transport import Transport, drive
+from llm_hub.worlds import ASYNC, BLOCKING
+
+if TYPE_CHECKING:
+    import os
+
+    from llm_hub.messages import ChatRequest, ChatResponse
+    from llm_hub.registry import PluginReport, Registry
+    from llm_hub.settings import Settings
+
+__all__ = ["BackendStatus", "Hub", "HubStatus", "RouteStatus", "TextHandle"]
+
+logger = logging.getLogger("llm_hub")
+
+
+class CallOptions(ChatOptions, total=False):
+    """The options of a chat, and those of the call: `timeout` in seconds for all of it, `cancel`, `repeatable`."""
+
+    timeout: float
+    cancel: CancelToken
+    repeatable: bool
+
+
+class _Limits(TypedDict, total=False):
+    timeout: float
+    cancel: CancelToken
+    repeatable: bool
+
+
+class RouteStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """What a capability comes to: a decision, or the error that stands in its way."""
+
+    capability: Capability
+    decision: Decision | None = None
+    error: str | None = None
+
+
+class BackendStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """How a backend was found."""
+
+    name: str
+    plugin: str
+    capability: Capability
+    probe: Probe
+
+
+class HubStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """The state of a hub: its epoch, its routes, and the backends that they lead to, each probed."""
+
+    epoch: int
+    routes: tuple[RouteStatus, ...]
+    backends: tuple[BackendStatus, ...]
+
+    @property
+    def ready(self) -> bool:
+        """Can every capability that was asked about be served?"""
+        healthy = {(one.name, one.capability) for one in self.backends if one.probe.ok}
+        return bool(self.routes) and all(
+            route.decision is not None
+            and any(
+                (name, route.capability) in healthy
+                for name in (route.decision.backend, *(target.backend for target in route.decision.fallbacks))
+            )
+            for route in self.routes
+        )
+
+
+class TextHandle:
+    """A way to text. It holds nothing and does no I/O: each call finds its route anew, so it follows every switch."""
+
+    __slots__ = ("_ask", "_epochs")
+
+    def __init__(self, epochs: EpochStore[Runtime], ask: Ask) -> None:
+        self._epochs = epochs
+        self._ask = ask
+
+    def __repr__(self) -> str:
+        return f"<TextHandle {self._ask.backend or 'by the rules'}>"
+
+    def chat(self, prompt: Prompt, **options: Unpack[CallOptions]) -> ChatResponse:
+        """The whole answer. Raises the errors of `llm_hub.errors`."""
+        ask, request, call = self._prepare(prompt, options)
+        return drive(route_chat(BLOCKING, self._epochs, ask, request, call))
+
+    async def achat(self, prompt: Prompt, **options: Unpack[CallOptions]) -> ChatResponse:
+        """`chat`, async."""
+        ask, request, call = self._prepare(prompt, options)
+        return await route_chat(ASYNC, self._epochs, ask, request, call)
+
+    def stream(self, prompt: Prompt, **options: Unpack[CallOptions]) -> ChatStream:
+        """The answer in pieces; the call begins when the first is asked for."""
+        return ChatStream(self._epochs, *self._prepare(prompt, options))
+
+    def astream(self, prompt: Prompt, **options: Unpack[CallOptions]) -> AsyncChatStream:
+        """`stream`, async: `async for chunk in hub.text().astream(...)`."""
+        return AsyncChatStream(self._epochs, *self._prepare(prompt, options))
+
+    def _prepare(self, prompt: Prompt, options: CallOptions) -> tuple[Ask, ChatRequest, Call]:
+        limits: dict[str, Any] = {name: options.pop(name) for name in _CALL_OPTIONS if name in options}  # type: ignore[misc]
+        model: Any = options.pop("model", None)  # type: ignore[typeddict-item]
+        request = build_request(prompt, options)
+        model = model or request.model
+        ask = self._ask
+        if model is not None:
+            ask = msgspec.structs.replace(ask, model=model)
+        return ask, request, Call(**limits)
+
+
+_CALL_OPTIONS = ("timeout", "cancel", "repeatable")
+
+
+class Hub:
+    """Asks the right backend. One hub serves any number of threads and event loops, and survives a fork.
+
+    `settings` None means the defaults; see `from_env` for the environment. `plugins` are objects with hooks, by name,
+    that are used besides the installed ones. `progress` is told while a model loads. Opening a hub does no I/O
+    beyond reading what is installed.
+    """
+
+    def __init__(
+        self,
+        settings: Settings | None = None,
+        *,
+        plugins: Mapping[str, object] | None = None,
+        registry: Registry | None = None,
+        transport: Transport | None = None,
+        progress: Callable[[Progress], None] | None = None,
+    ) -> None:
+        from llm_hub.registry import Registry
+        from llm_hub.settings import Settings
+
+        settings = settings or Settings()
+        self._registry = registry or Registry(
+            allowed=settings.allowed, disabled=settings.disabled, strict=settings.strict
+        )
+        for name, plugin in (plugins or {}).items():
+            self._registry.add(name, plugin)
+        if settings.strict:
+            self._registry.check()
+        for warning in settings.warnings:
+            logger.warning("%s", warning)
+        self._transport = transport or Transport()
+        self._epochs: EpochStore[Runtime] = EpochStore()
+        runtime = Runtime(settings, self._registry, self._transport, progress=progress)
+        self._epochs.publish(self._epochs.next_epoch(runtime, _close_apart))
+
+    @classmethod
+    def from_env(
+        cls,
+        environ: Mapping[str, str] | None = None,
+        *,
+        config: str | os.PathLike[str] | None = None,
+        plugins: Mapping[str, object] | None = None,
+        progress: Callable[[Progress], None] | None = None,
+    ) -> Hub:
+        """The hub that the environment and the settings file describe. `environ` defaults to `os.environ`.
+
+        Raises SettingsError, which names the variable or the line.
+        """
+        from llm_hub.discovery import installed
+        from llm_hub.settings import Settings
+
+        names = {plugin.name for plugin in installed()} | set(plugins or ())
+        return cls(Settings.from_env(environ, plugins=names, config=config), plugins=plugins, progress=progress)
+
+    # -- asking -------------------------------------------------------------------------------------------------------
+
+    def text(
+        self, *, backend: str | None = None, model: str | None = None, features: Iterable[Feature | str] = ()
+    ) -> TextHandle:
+        """A way to text. `backend` and `model` choose by name (rule 1); `features` are what the backend must have."""
+        ask = Ask(
+            capability=Capability.TEXT,
+            backend=backend,
+            model=model,
+            features=frozenset(Feature(feature) for feature in features),
+        )
+        return TextHandle(self._epochs, ask)
+
+    # -- seeing -------------------------------------------------------------------------------------------------------
+
+    @property
+    def settings(self) -> Settings:
+        """The settings in force."""
+        return self.runtime.settings
+
+    @property
+    def epoch(self) -> int:
+        """The number of the current epoch."""
+        return self._epoch().number
+
+    def plugins(self, *, load: bool = False) -> tuple[PluginReport, ...]:
+        """What is installed and in which state; `load` imports each to find out."""
+        return self._registry.reports(load=load)
+
+    def explain(self, capability: Capability | str, **wanted: Any) -> Decision:
+        """What would be chosen, by which rule, and why nothing else. `wanted` as for `text`.
+
+        Raises what a call would raise at this point.
+        """
+        ask = Ask(capability=Capability(capability), **wanted)
+        return drive(self.runtime.route(BLOCKING, ask, Call(timeout=15.0))).decision
+
+    def models(
+        self, backend: str, *, capability: Capability | str = Capability.TEXT, timeout: float = 15.0
+    ) -> tuple[ModelInfo, ...]:
+        """The models that a backend can serve right now."""
+        runtime = self.runtime
+        built = runtime.backend(backend, Capability(capability))
+        return drive(runtime.models(BLOCKING, backend, built, Call(timeout=timeout)))
+
+    def status(
+        self,
+        capabilities: Iterable[Capability | str] = (Capability.TEXT,),
+        *,
+        rung: Rung = Rung.MODEL_PRESENT,
+        timeout: float = 5.0,
+    ) -> HubStatus:
+        """Resolve each capability and probe the backends that serve it, up to `rung`. `timeout` in seconds, for each."""
+        return drive(self._status(BLOCKING, capabilities, rung, timeout))
+
+    async def astatus(
+        self,
+        capabilities: Iterable[Capability | str] = (Capability.TEXT,),
+        *,
+        rung: Rung = Rung.MODEL_PRESENT,
+        timeout: float = 5.0,
+    ) -> HubStatus:
+        """`status`, async."""
+        return await self._status(ASYNC, capabilities, rung, timeout)
+
+    async def _status(
+        self, world: Any, capabilities: Iterable[Capability | str], rung: Rung, timeout: float
+    ) -> HubStatus:
+        lease = self._epochs.lease()
+        try:
+            routes: list[RouteStatus] = []
+            backends: list[BackendStatus] = []
+            for capability in map(Capability, capabilities):
+                ask = Ask(capability=capability)
+                try:
+                    decision = await lease.value.decision(world, ask, Call(timeout=timeout))
+                except HubError as error:
+                    routes.append(RouteStatus(capability=capability, error=str(error)))
+                    continue
+                routes.append(RouteStatus(capability=capability, decision=decision))
+                for name in (decision.backend, *(target.backend for target in decision.fallbacks)):
+                    probe = await lease.value.probe(world, name, capability, rung, Call(timeout=timeout))
+                    plugin = lease.value.plugin_name(name)
+                    backends.append(BackendStatus(name=name, plugin=plugin, capability=capability, probe=probe))
+            return HubStatus(epoch=lease.epoch.number, routes=tuple(routes), backends=tuple(backends))
+        finally:
+            lease.release()
+
+    def _epoch(self) -> Epoch[Runtime]:
+        lease = self._epochs.lease()
+        lease.release()
+        return lease.epoch
+
+    @property
+    def runtime(self) -> Runtime:
+        """What the current epoch holds; for tools that look inside, such as the doctor."""
+        return self._epoch().value
+
+    # -- closing ------------------------------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Close every backend and connection. Calls that still run fail; new ones raise HubClosed. Idempotent."""
+        epoch = self._epochs.current
+        ours = epoch is not None and epoch.claim()
+        self._epochs.publish(None)
+        if epoch is not None and ours:
+            epoch.value.close()
+            self._transport.close()
+
+    async def aclose(self) -> None:
+        """`close`, from an event loop."""
+        await ASYNC.apart(self.close)
+
+    def __enter__(self) -> Hub:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    async def __aenter__(self) -> Hub:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+
+def _close_apart(runtime: Runtime) -> None:
+    """Close in a thread of its own: the last lease may be returned by a call, or by the garbage collector."""
+    threading.Thread(target=runtime.close, name="llm-hub-reaper", daemon=True).start()

@@ -1,0 +1,322 @@
+"""One call: lease, route, deadline, failover in the declared order, and an answer that says who gave it."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from types import TracebackType
+from typing import Any, TypeVar
+
+import msgspec
+
+from llm_hub.call import Call
+from llm_hub.capabilities import Feature, required_features
+from llm_hub.epochs import EpochStore, Lease
+from llm_hub.errors import (
+    BackendError,
+    BackendUnreachable,
+    Cancelled,
+    HubError,
+    ModelNotFound,
+    StreamInterrupted,
+    UnsupportedFeature,
+)
+from llm_hub.messages import ChatChunk, ChatRequest, ChatResponse, ServedBy
+from llm_hub.runtime import Destination, Route, Runtime
+from llm_hub.selection import Ask
+from llm_hub.streams import collect
+from llm_hub.transport import drive
+from llm_hub.worlds import ASYNC, BLOCKING, World
+
+__all__ = ["AsyncChatStream", "ChatStream", "route_chat"]
+
+T = TypeVar("T")
+
+logger = logging.getLogger("llm_hub")
+
+Attempt = Callable[[Destination, ChatRequest], Awaitable[T]]
+
+
+async def _in_order(
+    world: World, lease: Lease[Runtime], ask: Ask, request: ChatRequest, call: Call, attempt: Attempt[T]
+) -> tuple[T, ServedBy]:
+    """Try the destinations of the route in order, until one of them serves; the first that may not be passed over ends it."""
+    runtime = lease.value
+    route = runtime.cached(ask) or await runtime.route(world, ask, call)
+    needs = required_features(request)
+    earlier: list[HubError] = []
+    for position, destination in enumerate(route.destinations):
+        call.check()
+        try:
+            if destination.model is None:
+                destination = await runtime.with_model(world, route, position, ask, call)
+            _refuse(runtime, destination, needs)
+            call.timeouts = destination.timeouts
+            to_send = request
+            if destination.model != request.model:
+                to_send = msgspec.structs.replace(request, model=destination.model)
+            result = await attempt(destination, to_send)
+        except HubError as error:
+            if error.backend is None:
+                error.backend = destination.name
+            if isinstance(error, ModelNotFound):
+                await _list_models(world, runtime, route, position, ask, call, error)
+            if position + 1 == len(route.destinations) or not _may_pass_on(error, call):
+                error.earlier = tuple(earlier)
+                raise
+            logger.warning("%s; falling back to %s", error, route.destinations[position + 1].name)
+            earlier.append(error)
+        else:
+            return result, ServedBy(
+                destination.name,
+                destination.plugin,
+                destination.model,
+                lease.epoch.number,
+                attempts=position + 1,
+                fallback=position > 0,
+            )
+    raise AssertionError("a route has at least one destination")
+
+
+def _may_pass_on(error: HubError, call: Call) -> bool:
+    """May the next destination be tried after this? Only if no backend can have acted on a call that must not be repeated."""
+    return error.failover and (call.repeatable or isinstance(error, BackendUnreachable | ModelNotFound))
+
+
+def _refuse(runtime: Runtime, destination: Destination, needs: frozenset[Feature]) -> None:
+    """Raise UnsupportedFeature for what the backend or the model, as far as it is known, cannot do."""
+    missing = needs - destination.features
+    what = f"its plugin {destination.plugin!r} has"
+    if not missing and destination.model is not None:
+        known = runtime.known.get((destination.name, destination.model))
+        if known is not None and known.features is not None:
+            missing = (needs & _OF_MODELS) - known.features
+            what = f"its model {destination.model!r} has"
+    if missing:
+        raise UnsupportedFeature(
+            f"{what} no support for {', '.join(sorted(missing))}",
+            features=tuple(sorted(missing)),
+            backend=destination.name,
+            hint="Leave it out, or choose a backend and model that have it; see: llm-hub models",
+        )
+
+
+_OF_MODELS = frozenset({Feature.TOOLS, Feature.IMAGES, Feature.REASONING})
+"""What depends on the model and not on the server alone."""
+
+
+async def _list_models(
+    world: World, runtime: Runtime, route: Route, position: int, ask: Ask, call: Call, error: ModelNotFound
+) -> None:
+    """Say what the backend has instead, and how to get what it has not."""
+    destination = route.destinations[position]
+    runtime.forget(ask)
+    if not error.available:
+        try:
+            found = await runtime.models(world, destination.name, destination.backend, call)
+        except BackendError:
+            return  # the error stands without the list
+        error.available = tuple(model.name for model in found)
+        if found:
+            error.message += f"; it has {', '.join(error.available)}"
+    if error.hint is None and destination.install_model and (error.model or destination.model):
+        error.hint = "Fetch it: " + destination.install_model.format(model=error.model or destination.model)
+
+
+def _stamp(response: ChatResponse, served_by: ServedBy, call: Call) -> ChatResponse:
+    timings = msgspec.structs.replace(response.timings, total=time.monotonic() - call.started)
+    return msgspec.structs.replace(response, served_by=served_by, timings=timings)
+
+
+async def route_chat(
+    world: World, epochs: EpochStore[Runtime], ask: Ask, request: ChatRequest, call: Call
+) -> ChatResponse:
+    """A whole answer. Raises the errors of `llm_hub.errors`; `earlier` holds those of the destinations before."""
+
+    async def attempt(destination: Destination, to_send: ChatRequest) -> ChatResponse:
+        return await world.chat(destination.backend, to_send, call)
+
+    lease = epochs.lease()
+    try:
+        response, served_by = await _in_order(world, lease, ask, request, call, attempt)
+    finally:
+        lease.release()
+    return _stamp(response, served_by, call)
+
+
+class _Stream:
+    """What a stream is in either world. It begins with the first chunk that is asked for, and ends exactly once."""
+
+    _world: World
+
+    def __init__(self, epochs: EpochStore[Runtime], ask: Ask, request: ChatRequest, call: Call) -> None:
+        self._epochs = epochs
+        self._ask = ask
+        self._request = request
+        self._call = call
+        self._chunks: Any = None
+        self._lease: Lease[Runtime] | None = None
+        self._ready: list[ChatChunk] = []
+        self._seen: list[ChatChunk] = []
+        self._over = False
+        self._first: float | None = None
+        self._response: ChatResponse | None = None
+        self.served_by: ServedBy | None = None
+
+    @property
+    def text(self) -> str:
+        """The text so far, of choice 0."""
+        return "".join([chunk.text for chunk in self._seen if chunk.index == 0])
+
+    @property
+    def response(self) -> ChatResponse:
+        """The whole answer, once the stream has ended. Raises RuntimeError before."""
+        if self._response is None:
+            raise RuntimeError("the stream has not ended, or it failed: iterate over it to its end first")
+        return self._response
+
+    async def _begin(self) -> None:
+        """Find a destination that produces something. Until then others may be tried; from then on none."""
+
+        async def attempt(destination: Destination, to_send: ChatRequest) -> tuple[Any, list[ChatChunk]]:
+            chunks = self._world.stream(destination.backend, to_send, self._call)
+            held: list[ChatChunk] = []
+            try:
+                while (chunk := await self._world.next(chunks)) is not None:
+                    held.append(chunk)
+                    if chunk.has_content:
+                        break
+            except BaseException:
+                await self._world.close(chunks)
+                raise
+            return chunks, held
+
+        self._lease = self._epochs.lease()
+        (self._chunks, held), self.served_by = await _in_order(
+            self._world, self._lease, self._ask, self._request, self._call, attempt
+        )
+        self._first = time.monotonic() - self._call.started
+        self._ready = held[::-1]
+
+    async def _next(self) -> ChatChunk | None:
+        """The next chunk, None at the proper end. Whatever goes wrong ends the stream."""
+        if self._over:
+            return None
+        try:
+            if self._lease is None:
+                await self._begin()
+            chunk = self._ready.pop() if self._ready else await self._world.next(self._chunks)
+            if chunk is None:
+                self._finish()
+                return None
+        except BaseException as error:
+            await self._abandon()
+            if isinstance(error, HubError) and not isinstance(error, Cancelled) and self._produced():
+                raise self._interrupted(error) from error
+            if isinstance(error, Cancelled):
+                error.partial = self.text
+            raise
+        self._seen.append(chunk)
+        return chunk
+
+    def _produced(self) -> bool:
+        return any(chunk.has_content for chunk in self._seen)
+
+    def _interrupted(self, error: HubError) -> StreamInterrupted:
+        """After the first content every failure is this one, so that nobody takes a part for the whole."""
+        if isinstance(error, StreamInterrupted):
+            error.partial = self.text
+            return error
+        return StreamInterrupted(
+            f"the answer broke off: {error.message}",
+            partial=self.text,
+            status=getattr(error, "status", None),
+            backend=error.backend,
+            hint=error.hint,
+        )
+
+    def _finish(self) -> None:
+        """The backend says that this was all: check it, and put the answer together."""
+        self._release()
+        response = collect(self._seen)
+        open_choices = [choice.index for choice in response.choices if choice.finish_reason is None]
+        if open_choices or len(response.choices) < self._request.n:
+            name = self.served_by.backend if self.served_by is not None else None
+            raise StreamInterrupted(
+                "the stream ended without a finish reason for every choice", partial=self.text, backend=name
+            )
+        timings = msgspec.structs.replace(
+            response.timings, total=time.monotonic() - self._call.started, first_chunk=self._first
+        )
+        self._response = msgspec.structs.replace(response, served_by=self.served_by, timings=timings)
+
+    def _release(self) -> None:
+        self._over = True
+        if self._lease is not None:
+            self._lease.release()
+
+    async def _abandon(self) -> None:
+        """Stop before the end: the backend is told by the connection closing."""
+        over, self._over = self._over, True
+        if not over and self._chunks is not None:
+            await self._world.close(self._chunks)
+        self._release()
+
+
+class ChatStream(_Stream):
+    """An answer in pieces: iterate over it, or over `with` it, which closes it however the block is left.
+
+    Raises StreamInterrupted, with what has arrived as `partial`, when the answer breaks off. After the end, `response`
+    is the whole answer.
+    """
+
+    _world = BLOCKING
+
+    def __iter__(self) -> Iterator[ChatChunk]:
+        return self
+
+    def __next__(self) -> ChatChunk:
+        chunk = drive(self._next())
+        if chunk is None:
+            raise StopIteration
+        return chunk
+
+    def close(self) -> None:
+        """Stop, and tell the backend. Idempotent."""
+        drive(self._abandon())
+
+    def __enter__(self) -> ChatStream:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class AsyncChatStream(_Stream):
+    """`ChatStream` for an event loop: `async for`, `async with`, `aclose`."""
+
+    _world = ASYNC
+
+    def __aiter__(self) -> AsyncIterator[ChatChunk]:
+        return self
+
+    async def __anext__(self) -> ChatChunk:
+        chunk = await self._next()
+        if chunk is None:
+            raise StopAsyncIteration
+        return chunk
+
+    async def aclose(self) -> None:
+        """Stop, and tell the backend. Idempotent."""
+        await self._abandon()
+
+    async def __aenter__(self) -> AsyncChatStream:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()

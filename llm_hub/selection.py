@@ -1,0 +1,320 @@
+"""Choosing a backend: a pure function from what is asked and what is known to a decision and its reasons."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+import msgspec
+
+from llm_hub.capabilities import Capability, Feature
+from llm_hub.errors import HubError, NoBackend, UnknownBackend, UnsupportedFeature
+from llm_hub.settings import Assignment, Settings
+
+__all__ = ["Ask", "Candidate", "Decision", "Rejected", "Target", "decides_by_default", "select"]
+
+DEFAULT_BACKEND = "ollama"
+"""What serves when nothing says otherwise."""
+
+EMBEDDED: Mapping[tuple[Capability, str], str] = {
+    (Capability.TEXT, "chat"): "llamacpp",
+    (Capability.EMBEDDING, "embed"): "wordllama",
+    (Capability.VISION, "read"): "tesseract",
+}
+"""What serves in this process when nothing is configured and no Ollama answers."""
+
+RULES: Mapping[int, str] = {
+    1: "the call's own argument",
+    2: "the control file",
+    3: "the variable of the capability",
+    4: "LLM_PROVIDER",
+    5: "the route in the settings file",
+    6: "the GPU assignment",
+    7: "the default",
+}
+
+
+class Ask(msgspec.Struct, frozen=True, kw_only=True):
+    """What is wanted. `backend` and `model` are the call's own arguments, None if it names none."""
+
+    capability: Capability
+    operation: str = "chat"
+    backend: str | None = None
+    model: str | None = None
+    features: frozenset[Feature] = frozenset()
+
+
+class Candidate(msgspec.Struct, frozen=True, kw_only=True):
+    """A backend that could be chosen: a configured instance, or the implicit one of an installed plugin.
+
+    `capabilities` are what its plugin offers, from metadata. `features` are None until the plugin is loaded.
+    `problem` says why it cannot serve at all (its plugin is blocked, broken, ...).
+    """
+
+    name: str
+    plugin: str
+    capabilities: frozenset[Capability]
+    models: Mapping[Capability, str] = {}
+    features: frozenset[Feature] | None = None
+    problem: HubError | None = None
+
+
+class Target(msgspec.Struct, frozen=True):
+    """A backend and a model of it; model None means the only one that it serves."""
+
+    backend: str
+    model: str | None
+
+    def __str__(self) -> str:
+        return f"{self.backend}/{self.model}" if self.model else self.backend
+
+
+class Rejected(msgspec.Struct, frozen=True):
+    """A candidate that was not chosen, and why."""
+
+    backend: str
+    reason: str
+
+
+class Decision(msgspec.Struct, frozen=True, kw_only=True):
+    """What serves, by which rule, and why nothing else does.
+
+    `fallbacks` are the declared alternatives that can serve, in order. `warnings` are for the operator.
+    """
+
+    capability: Capability
+    operation: str
+    backend: str
+    model: str | None
+    rule: int
+    source: str
+    reasons: tuple[str, ...] = ()
+    rejected: tuple[Rejected, ...] = ()
+    fallbacks: tuple[Target, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def rule_text(self) -> str:
+        """The rule in words."""
+        return RULES[self.rule]
+
+
+def decides_by_default(ask: Ask, candidates: Mapping[str, Candidate], settings: Settings) -> bool:
+    """Will `select` come to the default with nothing configured, and so need to know whether Ollama answers?"""
+    return (
+        ask.backend is None
+        and not settings.backends
+        and not settings.touches_ollama
+        and DEFAULT_BACKEND in candidates
+        and next(_named_by_rules(ask, candidates, settings, settings.assignments), None) is None
+    )
+
+
+def select(
+    ask: Ask,
+    candidates: Mapping[str, Candidate],
+    environment: Settings,
+    assignment: Sequence[Assignment] = (),
+    health: Mapping[str, bool] | None = None,
+) -> Decision:
+    """Decide which backend serves. No I/O, no clock, no globals: the same arguments give the same decision.
+
+    The first rule that names a backend decides (`RULES`, in order); what it names must be able to serve. `assignment`
+    is the GPU plan, in order; `health` tells of the default backend whether it answers.
+
+    Raises UnknownBackend for a name that nothing defines, UnsupportedFeature when what was named lacks a feature,
+    NoBackend when nothing that may be chosen can serve, and the candidate's own `problem`.
+    """
+    health = health or {}
+    for rule, names, source in _named_by_rules(ask, candidates, environment, assignment):
+        return _decide(ask, candidates, environment, rule, names, source)
+    return _default(ask, candidates, environment, health)
+
+
+def _named_by_rules(
+    ask: Ask, candidates: Mapping[str, Candidate], settings: Settings, assignment: Sequence[Assignment]
+) -> Iterator[tuple[int, tuple[str, ...], str]]:
+    """Each rule, 1 to 6, that names a backend: its number, the names in order, and where that stands."""
+    capability = ask.capability
+    if ask.backend is not None:
+        yield 1, (ask.backend,), "the call"
+    if (own := settings.providers.get(capability)) is not None:
+        yield 3, own.names, own.source
+    if settings.provider is not None and _has_model_for(settings.provider.names[0], capability, candidates):
+        yield 4, settings.provider.names, settings.provider.source
+    for key in (f"{capability}.{ask.operation}", str(capability)):
+        if (route := settings.routes.get(key)) is not None:
+            yield 5, route.names, route.source
+            break
+    assigned = tuple(entry.backend for entry in assignment if capability in entry.capabilities)
+    if assigned:
+        yield 6, assigned, next(entry.source for entry in assignment if capability in entry.capabilities)
+
+
+def _has_model_for(name: str, capability: Capability, candidates: Mapping[str, Candidate]) -> bool:
+    """Is `LLM_PROVIDER=name` meant for this capability?
+
+    It is for those that the backend has a model for; with no model configured at all, for text alone, so that naming
+    a text server does not claim embeddings. A name that nothing defines is passed on, to be an error.
+    """
+    candidate = candidates.get(name)
+    if candidate is None:
+        return True
+    if capability not in candidate.capabilities:
+        return False
+    return capability in candidate.models or (not candidate.models and capability is Capability.TEXT)
+
+
+def _decide(
+    ask: Ask, candidates: Mapping[str, Candidate], settings: Settings, rule: int, names: tuple[str, ...], source: str
+) -> Decision:
+    """A rule has named these; the first that has the features serves, the others are fallbacks."""
+    order = list(names)
+    declared = set(names[1:])
+    if settings.fallback is not None and rule != 1:
+        order += [name for name in settings.fallback.names if name not in order]
+        declared.update(settings.fallback.names)
+    usable: list[Target] = []
+    rejected: list[Rejected] = []
+    warnings: list[str] = []
+    first: HubError | None = None
+    for position, name in enumerate(order):
+        candidate = candidates.get(name)
+        if candidate is None:
+            raise UnknownBackend(
+                f"{source} names the backend {name!r}, which nothing defines",
+                hint=f"Known are: {', '.join(sorted(candidates)) or 'none'}. Is its plugin installed? See: llm-hub plugins",
+            )
+        problem = _cannot(ask, candidate)
+        if problem is None:
+            usable.append(Target(name, ask.model or candidate.models.get(ask.capability)))
+            continue
+        first = first or problem
+        if isinstance(problem, UnsupportedFeature) and len(names) > 1 and name in names:
+            rejected.append(Rejected(name, problem.message))  # a route is tried in order
+            continue
+        if position == 0:
+            raise problem
+        rejected.append(Rejected(name, problem.message))
+        warnings.append(f"the fallback {name!r} cannot serve {ask.capability}: {problem}")
+    if not usable:
+        raise first or NoBackend(f"{source} names no backend for {ask.capability}")
+    chosen, *rest = usable
+    reasons = [f"{source} names it"]
+    if ask.model is not None and rest:
+        reasons.append("no fallback: the call names the model itself")
+        rest = []
+    elif rule == 1:
+        reasons.append("no fallback: the call names the backend itself")
+    elif rest:
+        reasons.append("falls back to " + ", then ".join(str(target) for target in rest))
+    return Decision(
+        capability=ask.capability,
+        operation=ask.operation,
+        backend=chosen.backend,
+        model=chosen.model,
+        rule=rule,
+        source=source,
+        reasons=tuple(reasons),
+        rejected=(*rejected, *_others(ask, candidates, order, f"{source} does not name it")),
+        fallbacks=tuple(rest),
+        warnings=tuple(warnings),
+    )
+
+
+def _cannot(ask: Ask, candidate: Candidate) -> HubError | None:
+    """Why this backend cannot serve, None if it can."""
+    if ask.capability not in candidate.capabilities:
+        offers = ", ".join(sorted(candidate.capabilities)) or "nothing"
+        return NoBackend(
+            f"its plugin {candidate.plugin!r} offers {offers}, not {ask.capability}",
+            backend=candidate.name,
+            hint=f"Name another backend for {ask.capability}; `llm-hub plugins` lists what is installed.",
+        )
+    if candidate.problem is not None:
+        return candidate.problem
+    if candidate.features is not None and (missing := ask.features - candidate.features):
+        return UnsupportedFeature(
+            f"its plugin {candidate.plugin!r} has no support for {', '.join(sorted(missing))}",
+            features=tuple(sorted(missing)),
+            backend=candidate.name,
+            hint="Name a backend that has it; `llm-hub plugins --check` lists the features.",
+        )
+    return None
+
+
+def _others(ask: Ask, candidates: Mapping[str, Candidate], named: Iterable[str], why: str) -> list[Rejected]:
+    """Everything that was not even considered."""
+    skip = set(named)
+    return [
+        Rejected(name, problem.message if (problem := _cannot(ask, candidate)) is not None else why)
+        for name, candidate in sorted(candidates.items())
+        if name not in skip
+    ]
+
+
+def _default(ask: Ask, candidates: Mapping[str, Candidate], settings: Settings, health: Mapping[str, bool]) -> Decision:
+    """Rule 7: Ollama; where nothing at all is configured and no Ollama answers, what is embedded."""
+    configured = bool(settings.backends) or settings.touches_ollama
+    default = candidates.get(DEFAULT_BACKEND)
+    if configured or health.get(DEFAULT_BACKEND, False):
+        if default is None:
+            raise NoBackend(
+                f"no rule names a backend for {ask.capability}, and the default, Ollama, is not installed",
+                hint=_how_to_choose(ask, candidates, settings),
+            )
+        decision = _decide(ask, candidates, settings, 7, (DEFAULT_BACKEND,), "the default")
+        others = sorted(set(settings.backends) - {DEFAULT_BACKEND})
+        unchosen = (
+            f"{', '.join(others)} configured, but nothing chooses for {ask.capability}; set LLM_PROVIDER or a route"
+        )
+        return msgspec.structs.replace(
+            decision,
+            reasons=(
+                "no rule names another" if configured else "nothing is configured, and Ollama answers",
+                *decision.reasons[1:],
+            ),
+            warnings=(*decision.warnings, unchosen) if others else decision.warnings,
+        )
+    return _embedded(ask, candidates, settings, default)
+
+
+def _embedded(ask: Ask, candidates: Mapping[str, Candidate], settings: Settings, default: Candidate | None) -> Decision:
+    no_ollama = "Ollama is not installed as a plugin" if default is None else "no Ollama answers"
+    name = EMBEDDED.get((ask.capability, ask.operation))
+    candidate = candidates.get(name) if name is not None else None
+    if name is None or candidate is None:
+        missing = f", and the embedded {name!r} is not installed" if name else ""
+        raise NoBackend(
+            f"nothing is configured for {ask.capability}, {no_ollama}{missing}",
+            rejected=dict.fromkeys(candidates, "nothing names it"),
+            hint=_how_to_choose(ask, candidates, settings)
+            + (f" Or for a try: pip install llm-hub-{name}" if name else ""),
+        )
+    if (problem := _cannot(ask, candidate)) is not None:
+        raise problem
+    rejected = _others(ask, candidates, [name, DEFAULT_BACKEND], "nothing names it")
+    if default is not None:
+        rejected.append(Rejected(DEFAULT_BACKEND, "does not answer"))
+    return Decision(
+        capability=ask.capability,
+        operation=ask.operation,
+        backend=name,
+        model=ask.model or candidate.models.get(ask.capability),
+        rule=7,
+        source="the default",
+        reasons=(f"nothing is configured and {no_ollama}, so what is embedded in this process serves",),
+        rejected=tuple(sorted(rejected, key=lambda one: one.backend)),
+        warnings=(
+            f"nothing is configured and {no_ollama}: {ask.capability} is served by the small embedded {name!r}, which is for trying things out. {_how_to_choose(ask, candidates, settings)}",
+        ),
+    )
+
+
+def _how_to_choose(ask: Ask, candidates: Mapping[str, Candidate], settings: Settings) -> str:
+    able = sorted(
+        name for name, one in candidates.items() if ask.capability in one.capabilities and one.problem is None
+    )
+    names = "|".join(able) or "NAME"
+    return (
+        f"To choose: export LLM_PROVIDER={names}, or write llm-hub.toml; `llm-hub explain {ask.capability}` tells more."
+    )
