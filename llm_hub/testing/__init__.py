@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from llm_hub.testing.exchange import Request as Request
     from llm_hub.testing.exchange import Reset as Reset
     from llm_hub.testing.exchange import Script as Script
+    from llm_hub.testing.faults import ActiveFault as ActiveFault
+    from llm_hub.testing.faults import Fault as Fault
     from llm_hub.testing.live import FakeModel as FakeModel
     from llm_hub.testing.live import Speed as Speed
     from llm_hub.testing.model import Called as Called
@@ -30,12 +32,14 @@ if TYPE_CHECKING:
     from llm_hub.testing.vllm import FakeVLLM as FakeVLLM
 
 _HOME = {
+    "ActiveFault": "faults",
     "Called": "model",
     "Close": "exchange",
     "FakeModel": "live",
     "FakeOllama": "ollama",
     "FakeServer": "server",
     "FakeVLLM": "vllm",
+    "Fault": "faults",
     "Generation": "model",
     "Hang": "exchange",
     "Pause": "exchange",
@@ -55,12 +59,14 @@ _HOME = {
 }
 
 __all__ = [
+    "ActiveFault",
     "Called",
     "Close",
     "FakeModel",
     "FakeOllama",
     "FakeServer",
     "FakeVLLM",
+    "Fault",
     "Generation",
     "Hang",
     "Pause",

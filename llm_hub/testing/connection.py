@@ -10,6 +10,7 @@ from contextlib import aclosing
 from typing import TYPE_CHECKING, cast
 
 from llm_hub.testing.exchange import Close, Hang, Pause, Reply, Request, Reset, Step, wire_steps
+from llm_hub.testing.faults import Fault
 
 if TYPE_CHECKING:
     from llm_hub.testing.server import FakeServer
@@ -33,6 +34,8 @@ class Connection(asyncio.Protocol):
         self.idle = True
         self.lost = asyncio.Event()
         self._ended = False  # by this side
+        self._silent = False
+        self._unbroken = 0
         self.task: asyncio.Task[None] | None = None
         self._transport: asyncio.Transport | None = None
         self._buffer = bytearray()
@@ -51,7 +54,8 @@ class Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Bytes of a request."""
-        self._buffer += data
+        if not self._silent:
+            self._buffer += data
         self._arrived.set()
 
     def pause_writing(self) -> None:
@@ -96,6 +100,12 @@ class Connection(asyncio.Protocol):
 
     async def _run(self) -> None:
         try:
+            if (fault := self.server.connection_fault()) is not None:
+                if fault is Fault.NEVER_READ and self._transport is not None:
+                    self._transport.pause_reading()
+                self._silent = True
+                await self.lost.wait()
+                return
             while await self._serve_one():
                 pass
             self.close()
@@ -163,8 +173,16 @@ class Connection(asyncio.Protocol):
         if self._transport is None or self.lost.is_set():
             raise asyncio.CancelledError
         self._transport.write(data)
-        if not self._writable.is_set():
+        if (
+            self._transport.is_closing()
+        ):  # the write found the client gone; connection_lost comes in the loop's next turn
+            await self.lost.wait()
+        elif not self._writable.is_set():
             await self._writable.wait()
+        else:
+            self._unbroken += 1
+            if self._unbroken % 8 == 0:  # a body that never waits must leave the loop its turns
+                await asyncio.sleep(0)
         if self.lost.is_set():
             raise asyncio.CancelledError
 

@@ -12,7 +12,19 @@ from typing import Any, Literal, TypeAlias
 
 import msgspec
 
-__all__ = ["Answer", "Close", "Hang", "Pause", "Reply", "Request", "Reset", "Script", "Step", "wire_steps"]
+__all__ = [
+    "Answer",
+    "Close",
+    "Hang",
+    "Pause",
+    "Reply",
+    "Request",
+    "Reset",
+    "Script",
+    "Step",
+    "body_steps",
+    "wire_steps",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +147,7 @@ def _head(reply: Reply, extra: Mapping[str, str]) -> bytes:
     return ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1")
 
 
-async def _pieces(body: Body) -> AsyncGenerator[Step, None]:
+async def body_steps(body: Body) -> AsyncGenerator[Step, None]:
     """The steps of a body, whatever it is. Closes a generator at once when it is closed itself."""
     if isinstance(body, bytes):
         yield body
@@ -157,7 +169,7 @@ async def _pieces(body: Body) -> AsyncGenerator[Step, None]:
 async def wire_steps(answer: Answer, *, head_only: bool = False) -> AsyncGenerator[Step, None]:
     """What an answer means on the wire. The first step of a Reply is its whole head, then each chunk is a step."""
     if isinstance(answer, Script):
-        async with aclosing(_pieces(answer.steps)) as steps:
+        async with aclosing(body_steps(answer.steps)) as steps:
             async for step in steps:
                 yield step
         yield Close()
@@ -188,7 +200,7 @@ async def wire_steps(answer: Answer, *, head_only: bool = False) -> AsyncGenerat
     yield _head(answer, extra)
     if head_only:
         return
-    async with aclosing(_pieces(body)) as steps:
+    async with aclosing(body_steps(body)) as steps:
         async for step in steps:
             if not isinstance(step, bytes):
                 yield step

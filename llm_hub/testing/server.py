@@ -14,6 +14,8 @@ from typing import Any, Self, TypeAlias
 
 from llm_hub.testing.connection import Connection
 from llm_hub.testing.exchange import Answer, Reply, Request
+from llm_hub.testing.faults import ActiveFault, Fault
+from llm_hub.testing.misbehaviour import misbehave
 
 __all__ = ["FakeServer", "Handler"]
 
@@ -21,6 +23,7 @@ Handler: TypeAlias = Callable[[Request], Answer | Awaitable[Answer]]
 """Answers a request; called in the server's loop, so it must not block: what waits is async, or a Pause."""
 
 _STOP_SECONDS = 5.0
+_BACKLOG = 1024
 
 
 class FakeServer:
@@ -49,6 +52,9 @@ class FakeServer:
         self._news = threading.Condition()
         self._unpaused: asyncio.Event | None = None
         self._paused = False
+        self._faults: list[ActiveFault] = []
+        self._fillers: list[socket.socket] = []
+        self._filler_ports: set[int] = set()
 
     # addresses and the log
 
@@ -107,7 +113,7 @@ class FakeServer:
             return
         if self._socket is None:
             self._socket = self._bind()
-        self._socket.listen(1024)
+        self._socket.listen(_BACKLOG)
         self._loop = asyncio.SelectorEventLoop()
         self._unpaused = asyncio.Event()
         if not self._paused:
@@ -132,8 +138,12 @@ class FakeServer:
         self._socket = self._bind()  # bound but not listening: refuses, and nobody else can take the port
 
     def close(self) -> None:
-        """Stop, and give the port back."""
+        """Stop, forget all faults, and give the port back."""
+        self._faults.clear()
         self.stop()
+        for filler in self._fillers:
+            filler.close()
+        self._fillers.clear()
         if self._socket is not None:
             self._socket.close()
             self._socket = None
@@ -158,6 +168,61 @@ class FakeServer:
 
         self._call(close_idle)
 
+    # misbehaving
+
+    def fault(self, fault: Fault, *, times: int | None = None, path: str | None = None, **options: Any) -> ActiveFault:
+        """Misbehave: for the next `times` requests to `path`, or until it is cleared, and for any path.
+
+        Faults that were set earlier come first: two with times=1 hit one request each. options: see Fault. Raises
+        TypeError for options that this fault does not have.
+        """
+        active = ActiveFault.checked(fault, times, path, options, self._clear)
+        self._faults.append(active)
+        if fault is Fault.REFUSE:
+            self.stop()
+        elif fault is Fault.CONNECT_HANG:
+            self._call(self._fill_backlog)
+        return active
+
+    def clear_faults(self) -> None:
+        """Behave again."""
+        for active in list(self._faults):
+            self._clear(active)
+
+    def _clear(self, active: ActiveFault) -> None:
+        if active in self._faults:
+            self._faults.remove(active)
+            if active.fault is Fault.REFUSE:
+                self.start()
+            elif active.fault is Fault.CONNECT_HANG:
+                self._call(self._free_backlog)
+
+    def _fill_backlog(self) -> None:
+        """Leave connections in the listening socket's queue until the kernel lets no more in."""
+        if self._socket is None or self._loop is None:
+            return
+        self._loop.remove_reader(self._socket)
+        self._socket.listen(0)
+        while True:
+            filler = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+            self._fillers.append(filler)
+            filler.settimeout(0.02)  # over loopback a connection that is let in is there at once
+            try:
+                filler.connect(("127.0.0.1", self._port))
+            except TimeoutError:
+                return
+            finally:
+                self._filler_ports.add(filler.getsockname()[1])
+
+    def _free_backlog(self) -> None:
+        if self._socket is None or self._loop is None:
+            return
+        for filler in self._fillers:
+            filler.close()
+        self._fillers.clear()
+        self._socket.listen(_BACKLOG)
+        self._loop.add_reader(self._socket, self._accept)
+
     # for subclasses
 
     def respond(self, request: Request) -> Answer | Awaitable[Answer]:
@@ -175,9 +240,21 @@ class FakeServer:
             self._news.notify_all()
 
     async def answer(self, request: Request) -> Answer:
-        """What is sent for a request."""
-        answer = self.respond(request)
-        return await answer if inspect.isawaitable(answer) else answer
+        """What is sent for a request: what `respond` says, unless a fault comes first."""
+
+        async def right() -> Answer:
+            answer = self.respond(request)
+            return await answer if inspect.isawaitable(answer) else answer
+
+        for active in list(self._faults):
+            if active.meets(request):
+                request.fault = active.fault
+                return await misbehave(active, request, right)
+        return await right()
+
+    def connection_fault(self) -> Fault | None:
+        """What befalls a connection that was just accepted."""
+        return next((active.fault for active in list(self._faults) if active.meets_connection()), None)
 
     async def unpaused(self) -> None:
         """Wait while the server is paused."""
@@ -214,7 +291,11 @@ class FakeServer:
         if self._socket is None or self._loop is None:
             return
         with contextlib.suppress(BlockingIOError, ConnectionAbortedError):
-            sock, _ = self._socket.accept()
+            sock, peer = self._socket.accept()
+            if peer[1] in self._filler_ports:
+                self._filler_ports.discard(peer[1])
+                sock.close()
+                return
             sock.settimeout(0)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             self.accepted += 1

@@ -1,0 +1,366 @@
+"""What a fake server sends for each `Fault`: the right answer spoilt, or another in its place."""
+
+from __future__ import annotations
+
+import base64
+import itertools
+import json
+import math
+import struct
+import zlib
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping
+from contextlib import aclosing
+from dataclasses import replace
+from datetime import datetime
+from email.utils import format_datetime
+from typing import Any
+
+from llm_hub.testing.exchange import (
+    Answer,
+    Close,
+    Hang,
+    Pause,
+    Reply,
+    Request,
+    Reset,
+    Script,
+    Step,
+    body_steps,
+    wire_steps,
+)
+from llm_hub.testing.faults import ActiveFault, Fault
+
+__all__ = ["misbehave"]
+
+_MEBI = 1024 * 1024
+# The text of each status, for Ollama and for OpenAI's form: recorded, or from the servers' sources.
+_TEXTS: Mapping[Fault, tuple[int, str, str, str]] = {
+    Fault.BAD_REQUEST: (400, "invalid options: num_ctx", "Invalid value for temperature", "BadRequestError"),
+    Fault.UNAUTHORIZED: (401, "unauthorized", "Unauthorized", "AuthenticationError"),
+    Fault.FORBIDDEN: (403, "forbidden", "Forbidden", "PermissionDeniedError"),
+    Fault.RATE_LIMITED: (429, "too many requests", "Rate limit exceeded", "RateLimitError"),
+    Fault.LOADING: (503, "llm server loading model", "Loading model", "unavailable_error"),
+    Fault.QUEUE_FULL: (
+        503,
+        "server busy, please try again.  maximum pending requests exceeded",
+        "The server is overloaded: too many requests are waiting.",
+        "ServiceUnavailableError",
+    ),
+    Fault.OUT_OF_MEMORY: (
+        500,
+        "llama runner process has terminated: cudaMalloc failed: out of memory",
+        "CUDA out of memory. Tried to allocate 2.00 GiB.",
+        "InternalServerError",
+    ),
+    Fault.SERVER_ERROR: (500, "internal error", "Internal Server Error", "InternalServerError"),
+    Fault.ENGINE_DEAD: (
+        500,
+        "llama runner process has terminated: exit status 2",
+        "EngineCore encountered an issue. See stack trace (above) for the root cause.",
+        "InternalServerError",
+    ),
+}
+_STREAM_ERRORS = (
+    "an error was encountered while running the model: unexpected EOF",
+    "EngineCore encountered an issue. See stack trace (above) for the root cause.",
+)
+
+
+def _speaks_ollama(request: Request) -> bool:
+    return request.path.startswith("/api/")
+
+
+def _error(request: Request, fault: Fault, message: str | None, status: int | None = None) -> Reply:
+    """An error with its status, in the form of the API that was called."""
+    usual, ollama, openai, kind = _TEXTS[fault]
+    status = status or usual
+    if _speaks_ollama(request):
+        return Reply.of_json({"error": message or ollama}, status=status)
+    if fault is Fault.UNAUTHORIZED:
+        return Reply.of_json({"error": message or openai}, status=status)
+    error = {"message": message or openai, "type": kind, "param": None, "code": status}
+    return Reply.of_json({"error": error}, status=status)
+
+
+def _not_found(request: Request, message: str | None) -> Reply:
+    try:
+        model = request.json.get("model", "")
+    except (ValueError, AttributeError):
+        model = ""
+    if _speaks_ollama(request):
+        return Reply.of_json({"error": message or f"model '{model}' not found"}, status=404)
+    text = message or f"The model `{model}` does not exist."
+    return Reply.of_json(
+        {"error": {"message": text, "type": "NotFoundError", "param": "model", "code": 404}}, status=404
+    )
+
+
+def _whole(reply: Reply) -> bool:
+    """Does the body come whole, rather than as a stream of events?"""
+    kind = next((value for name, value in reply.headers.items() if name.lower() == "content-type"), "")
+    return isinstance(reply.body, bytes) or kind.startswith("application/json")
+
+
+async def _all(reply: Reply) -> bytes:
+    async with aclosing(body_steps(reply.body)) as steps:
+        return b"".join([step async for step in steps if isinstance(step, bytes)])
+
+
+async def _body(reply: Reply) -> AsyncGenerator[Step, None]:
+    """The chunks of a stream, and a body that comes whole in two halves."""
+    if _whole(reply):
+        data = await _all(reply)
+        middle = (len(data) + 1) // 2
+        yield data[:middle]
+        yield data[middle:]
+        return
+    async with aclosing(body_steps(reply.body)) as steps:
+        async for step in steps:
+            yield step
+
+
+def _framed(reply: Reply, body: AsyncGenerator[Step, None]) -> Reply:
+    """The reply with another body under the same framing."""
+    if isinstance(reply.body, bytes):
+        return replace(reply, headers={"content-length": str(len(reply.body)), **reply.headers}, body=body)
+    return replace(reply, body=body)
+
+
+def _after(active: ActiveFault, reply: Reply) -> int:
+    """After how many of the chunks of _body the fault comes."""
+    return 1 if _whole(reply) else int(active.options["after"])
+
+
+async def _then(reply: Reply, after: int, *steps: Step, rest: bool = False) -> AsyncGenerator[Step, None]:
+    """So many chunks, then other steps, then perhaps the rest."""
+    count = 0
+    async with aclosing(_body(reply)) as chunks:
+        async for chunk in chunks:
+            if isinstance(chunk, bytes):
+                if count == after:
+                    for step in steps:
+                        yield step
+                    if not rest:
+                        return
+                count += 1
+            yield chunk
+    if count <= after:  # the body was shorter
+        for step in steps:
+            yield step
+
+
+def _stream_error(request: Request, message: str | None) -> list[Step]:
+    """The recorded end of a stream whose engine died: Ollama's error line, vLLM's error event with its end mark."""
+    if _speaks_ollama(request):
+        return [json.dumps({"error": message or _STREAM_ERRORS[0]}).encode() + b"\n"]
+    error = {"message": message or _STREAM_ERRORS[1], "type": "InternalServerError", "param": None, "code": 500}
+    return [b"data: " + json.dumps({"error": error}).encode() + b"\n\n", b"data: [DONE]\n\n"]
+
+
+def _stream_headers(request: Request) -> dict[str, str]:
+    return {"content-type": "application/x-ndjson" if _speaks_ollama(request) else "text/event-stream; charset=utf-8"}
+
+
+def _long_line(request: Request, size: int) -> bytes:
+    text = "x" * size
+    if _speaks_ollama(request):
+        said: dict[str, Any] = (
+            {"response": text}
+            if request.path == "/api/generate"
+            else {"message": {"role": "assistant", "content": text}}
+        )
+        return (
+            json.dumps({"model": "long", "created_at": "2026-01-01T00:00:00Z", **said, "done": False}).encode() + b"\n"
+        )
+    choice = {"index": 0, "delta": {"content": text}, "logprobs": None, "finish_reason": None}
+    event = {"id": "long", "object": "chat.completion.chunk", "created": 1, "model": "long", "choices": [choice]}
+    return b"data: " + json.dumps(event).encode() + b"\n\n"
+
+
+async def _long_stream(request: Request, reply: Reply, size: int) -> AsyncGenerator[Step, None]:
+    yield _long_line(request, size)
+    async with aclosing(_body(reply)) as chunks:
+        async for chunk in chunks:
+            yield chunk
+
+
+async def _split(reply: Reply, size: int, seconds: float) -> AsyncGenerator[Step, None]:
+    async with aclosing(_body(reply)) as chunks:
+        async for chunk in chunks:
+            if not isinstance(chunk, bytes):
+                yield chunk
+                continue
+            for at in range(0, len(chunk), size):
+                yield chunk[at : at + size]
+                if seconds:
+                    yield Pause(seconds)
+
+
+async def _slowly(reply: Reply, seconds: float) -> AsyncGenerator[Step, None]:
+    async with aclosing(_body(reply)) as chunks:
+        async for chunk in chunks:
+            yield Pause(seconds)
+            yield chunk
+
+
+async def _trickled(answer: Answer, seconds: float) -> AsyncGenerator[Step, None]:
+    async with aclosing(wire_steps(answer)) as steps:
+        head = await anext(steps)
+        for byte in head if isinstance(head, bytes) else b"":
+            yield bytes([byte])
+            yield Pause(seconds)
+        async for step in steps:
+            yield step
+
+
+def _bomb(size: int) -> Iterator[bytes]:
+    packer = zlib.compressobj(9, zlib.DEFLATED, 31)
+    zeros = bytes(_MEBI)
+    for at in range(0, size, _MEBI):
+        if piece := packer.compress(zeros[: size - at]):
+            yield piece
+    yield packer.flush()
+
+
+def _padding(size: int) -> Iterator[bytes]:
+    head, tail = b'{"model": "big", "padding": "', b'"}'
+    yield head
+    left = size - len(head) - len(tail)
+    while left > 0:
+        yield b"x" * min(left, 65536)
+        left -= 65536
+    yield tail
+
+
+def _spoilt(fault: Fault, vector: list[float] | str) -> list[float] | str:
+    packed = isinstance(vector, str)
+    if isinstance(vector, str):
+        data = base64.b64decode(vector)
+        numbers = list(struct.unpack(f"<{len(data) // 4}f", data))
+    else:
+        numbers = list(vector)
+    if fault is Fault.EMBED_WRONG_DIMENSION:
+        numbers = numbers[:-1]
+    elif fault is Fault.EMBED_NAN:
+        numbers[0] = math.nan
+    else:
+        numbers = [0.0] * len(numbers)
+    return base64.b64encode(struct.pack(f"<{len(numbers)}f", *numbers)).decode() if packed else numbers
+
+
+async def _bad_vectors(fault: Fault, reply: Reply) -> Reply:
+    answer = json.loads(await _all(reply))
+    key = next((key for key in ("embeddings", "data") if answer.get(key)), None)
+    if key is None:
+        return reply
+    if fault is Fault.EMBED_WRONG_COUNT:
+        answer[key].pop()
+    elif key == "data":
+        answer[key][-1]["embedding"] = _spoilt(fault, answer[key][-1]["embedding"])
+    else:
+        answer[key][-1] = _spoilt(fault, answer[key][-1])
+    headers = {name: value for name, value in reply.headers.items() if name.lower() != "content-length"}
+    return Reply(reply.status, headers, json.dumps(answer).encode())  # json writes NaN as Python's servers do
+
+
+def _instead(active: ActiveFault, request: Request) -> Answer | None:
+    """The answer of a fault that does not care what the right answer is."""
+    fault, options = active.fault, active.options
+    if fault is Fault.CLOSE_KEPT_ALIVE or fault is Fault.CLOSE_BEFORE_HEADERS:
+        return Script([Close()])
+    if fault is Fault.RESET_BEFORE_HEADERS:
+        return Script([Reset()])
+    if fault is Fault.GENERATION_HANGS:
+        return Script([Hang()])
+    if fault is Fault.NOT_HTTP:
+        return Script([b"SSH-2.0-OpenSSH_9.6\r\n"])
+    if fault is Fault.NOT_FOUND:
+        return _not_found(request, options["message"])
+    if fault is Fault.ENGINE_DEAD and request.path == "/health":
+        return Reply(options["health"])
+    if fault in _TEXTS:
+        reply = _error(request, fault, options.get("message"), options.get("status"))
+        wait = options.get("retry_after")
+        if wait is not None:
+            text = format_datetime(wait, usegmt=True) if isinstance(wait, datetime) else str(wait)
+            return replace(reply, headers={**reply.headers, "retry-after": text})
+        return reply
+    if fault is Fault.ENDLESS_LINE:
+        return Reply(200, _stream_headers(request), itertools.chain([b"data: "], itertools.repeat(b"x" * 65536)))
+    if fault is Fault.GZIP_BOMB:
+        headers = {"content-type": "application/json", "content-encoding": "gzip"}
+        return Reply(200, headers, _bomb(options["size"]))
+    if fault is Fault.OVERSIZED_BODY:
+        headers = {"content-type": "application/json", "content-length": str(options["size"])}
+        return Reply(200, headers, _padding(options["size"]))
+    if fault is Fault.HTML_PAGE:
+        page = "<!DOCTYPE html><html><head><title>Sign in</title></head><body><h1>Please sign in</h1></body></html>"
+        return Reply.of_text(page, status=options["status"], content_type="text/html; charset=utf-8")
+    if fault is Fault.REDIRECT:
+        return Reply(options["status"], {"location": options["location"]})
+    if fault is Fault.EMPTY_BODY:
+        return Reply(200, {"content-type": "application/json"})
+    if fault is Fault.ERROR_FIRST:
+        return Reply(200, _stream_headers(request), _stream_error(request, options["message"]))
+    return None
+
+
+async def misbehave(active: ActiveFault, request: Request, respond: Callable[[], Awaitable[Answer]]) -> Answer:
+    """The answer to a request that meets a fault; `respond` gives the right one."""
+    fault, options = active.fault, active.options
+    if (other := _instead(active, request)) is not None:
+        return other
+    if fault is Fault.HANG_BEFORE_HEADERS:
+        if options["seconds"] is None:
+            return Script([Hang()])
+        return _delayed(await respond(), options["seconds"])
+    answer = await respond()
+    if fault is Fault.TRICKLE_HEADERS:
+        return Script(_trickled(answer, options["seconds"]))
+    if isinstance(answer, Script):
+        raise TypeError(f"{fault.name} needs a Reply to spoil, and the handler gave a Script")
+    return await _spoil(active, request, answer)
+
+
+def _delayed(answer: Answer, seconds: float) -> Script:
+    async def steps() -> AsyncGenerator[Step, None]:
+        yield Pause(seconds)
+        async with aclosing(wire_steps(answer)) as rest:
+            async for step in rest:
+                yield step
+
+    return Script(steps())
+
+
+async def _spoil(active: ActiveFault, request: Request, reply: Reply) -> Reply:
+    """The right reply with a fault in its body."""
+    fault, options = active.fault, active.options
+    if fault is Fault.ONE_SEND:
+        return replace(reply, body=[await _all(reply)], framing="chunked" if reply.framing == "auto" else reply.framing)
+    if fault is Fault.SPLIT_BYTES:
+        return _framed(reply, _split(reply, options["size"], options["seconds"]))
+    if fault is Fault.SLOW_CHUNKS:
+        return _framed(reply, _slowly(reply, options["seconds"]))
+    if fault is Fault.LONG_LINE:
+        return replace(reply, body=_long_stream(request, reply, options["size"]))
+    if fault in {Fault.EMBED_WRONG_COUNT, Fault.EMBED_WRONG_DIMENSION, Fault.EMBED_NAN, Fault.EMBED_ZERO}:
+        return await _bad_vectors(fault, reply)
+    after = _after(active, reply)
+    if fault is Fault.HANG_BETWEEN_CHUNKS:
+        if options["seconds"] is None:
+            return _framed(reply, _then(reply, after, Hang()))
+        return _framed(reply, _then(reply, after, Pause(options["seconds"]), rest=True))
+    if fault is Fault.CLOSE_MID_BODY:
+        return _framed(reply, _then(reply, after, Close()))
+    if fault is Fault.RESET_MID_BODY:
+        return _framed(reply, _then(reply, after, Reset()))
+    headers = {name: value for name, value in reply.headers.items() if name.lower() != "content-length"}
+    reply = replace(reply, headers=headers)
+    if fault is Fault.END_WITHOUT_MARK:
+        return replace(reply, body=_then(reply, after))
+    if fault is Fault.ERROR_IN_STREAM:
+        return replace(reply, body=_then(reply, after, *_stream_error(request, options["message"])))
+    if fault is Fault.GARBAGE_IN_STREAM:
+        garbage = b"\xff\xfe{nothing: good\n" if _speaks_ollama(request) else b"data: \xff\xfe{nothing: good\n\n"
+        return replace(reply, body=_then(reply, after, garbage, rest=True))
+    raise NotImplementedError(f"{fault.name} is not about bodies")
