@@ -77,7 +77,7 @@ def served(routes: dict[str, Answer | Callable[[HttpRequest], Answer]]) -> Serve
 
 
 def stored(name: str, **fields: Any) -> dict[str, Any]:
-    return {"name": name, "capabilities": ["completion"], "details": {"context_length": 8192}, **fields}
+    return {"name": name, "capabilities": ["completion", "tools"], "details": {"context_length": 8192}, **fields}
 
 
 def models(server: Server, settings: OllamaSettings | None = None) -> dict[str, ModelInfo]:
@@ -97,8 +97,9 @@ def probe(
 def test_the_recorded_models_are_described_without_loading_any(recordings: dict[str, Recording]) -> None:
     names = ("tags", "ps_loaded", "show_embedding", "show_text")
     found, asked = converse(OllamaDialect().models(), replay(recordings[name] for name in names))
-    # The list lacks the lengths of the embedding model and calls it "completion"; /api/show knows better.
-    assert asked == ["GET /api/tags", "GET /api/ps", "POST /api/show"]
+    # The list lacks the lengths of the embedding model and calls it "completion"; /api/show knows better. So both
+    # models that it calls that and nothing more are looked at.
+    assert asked == ["GET /api/tags", "GET /api/ps", "POST /api/show", "POST /api/show"]
     assert found == (
         ModelInfo(
             name="smollm2-tools:135m",

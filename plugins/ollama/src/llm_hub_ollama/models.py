@@ -41,9 +41,17 @@ def find(name: str, models: list[Listed] | None) -> Listed | None:
 
 
 def needs_show(stored: StoredModel) -> bool:
-    """Does the list leave out what `/api/show` tells? Before 0.30 it does, and later for some (embedding) models."""
+    """Must `/api/show` be asked, because the list leaves something out or may be wrong?
+
+    Before 0.30 the list has no capabilities. Since then it is made from the beginning of the model's file
+    (readModelListGGUF in server/model_list_cache.go), so for some files it lacks the lengths, and calls a model that
+    embeds one of completion, which is what it assumes unless told otherwise.
+    """
     return stored.remote_host is None and (
-        stored.capabilities is None or stored.details is None or stored.details.context_length is None
+        stored.capabilities is None
+        or set(stored.capabilities) <= {"completion"}
+        or stored.details is None
+        or stored.details.context_length is None
     )
 
 
@@ -72,7 +80,7 @@ def info(
         context = min(num_ctx, longest) if longest else num_ctx
     elif running is not None and running.context_length:
         context = running.context_length
-    # Where the two differ, /api/show is right: the list calls some embedding models "completion".
+    # Where the two differ, /api/show is right (see needs_show).
     names = (shown.capabilities if shown else None) or stored.capabilities
     capabilities = _capabilities(names)
     embeds = capabilities is not None and Capability.EMBEDDING in capabilities

@@ -31,7 +31,7 @@ KNOWN_BAD = (
         "`truncate: false` is ignored (it came with 0.12.6), so a prompt over the context is cut in silence",
     ),
     KnownBad(
-        ">=0.12.6,<0.12.11",
+        ">=0.12.6rc0,<0.12.11",
         "`logprobs` are ignored in silence (they came with 0.12.11), and 0.12.10 was the first with ids of tool calls",
     ),
     KnownBad(
