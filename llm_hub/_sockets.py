@@ -20,14 +20,16 @@ import threading
 import time
 import weakref
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, TypeVar
 
 import httpcore
 
 from llm_hub.call import Call
 from llm_hub.errors import BackendUnreachable, Cancelled, DeadlineExceeded, HubError
 
-__all__ = ["AsyncGuard", "AsyncNetwork", "Guard", "SyncNetwork"]
+__all__ = ["OPEN", "AsyncGuard", "AsyncNetwork", "Guard", "SyncNetwork", "snapshot"]
+
+S = TypeVar("S")
 
 _SLICE = 0.05  # how often a blocking connect looks whether it was cancelled, in seconds
 _DNS_HINT = "Check the host in its base_url."
@@ -192,6 +194,15 @@ def shut(sock: socket.socket) -> None:
         sock.shutdown(socket.SHUT_RDWR)
 
 
+def snapshot(streams: weakref.WeakSet[S]) -> list[S]:
+    """The members now. Another thread may open a connection meanwhile, which a set does not like while it is read."""
+    while True:
+        try:
+            return list(streams)
+        except RuntimeError:
+            continue
+
+
 def _refused(guard: Guard, host: str, port: int, error: OSError) -> BackendUnreachable:
     if isinstance(error, socket.gaierror):
         return BackendUnreachable(f"cannot resolve the host {host!r}", backend=guard.backend, hint=_DNS_HINT)
@@ -237,9 +248,11 @@ def _open_socket(family: int, kind: int, proto: int, options: Iterable[Any]) -> 
 class SyncStream(httpcore.NetworkStream):
     """A blocking connection."""
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: socket.socket, siblings: weakref.WeakSet[SyncStream]) -> None:
         self.sock = sock
         self.used = False
+        self.siblings = siblings
+        siblings.add(self)
         OPEN.add(self)
 
     def read(self, max_bytes: int, timeout: Any = None) -> bytes:
@@ -295,7 +308,7 @@ class SyncStream(httpcore.NetworkStream):
                 guard.left()
                 raise _tls_failed(guard, server_hostname, error) from error
             raise
-        return SyncStream(secured)
+        return SyncStream(secured, self.siblings)
 
     def get_extra_info(self, info: str) -> Any:
         if info == "is_readable":
@@ -307,7 +320,15 @@ class SyncStream(httpcore.NetworkStream):
 
 
 class SyncNetwork(httpcore.NetworkBackend):
-    """Opens blocking connections."""
+    """Opens blocking connections, and knows them, so that whoever waits for one can be woken."""
+
+    def __init__(self) -> None:
+        self.streams: weakref.WeakSet[SyncStream] = weakref.WeakSet()
+
+    def wake(self) -> None:
+        """Wake every thread that reads or writes: it finds its connection broken."""
+        for stream in snapshot(self.streams):
+            shut(stream.sock)
 
     def connect_tcp(
         self,
@@ -335,7 +356,7 @@ class SyncNetwork(httpcore.NetworkBackend):
             except BaseException:
                 sock.close()
                 raise
-            return SyncStream(sock)
+            return SyncStream(sock, self.streams)
         failed = failed or OSError("has no address")
         raise _refused(guard, host, port, failed) from failed
 

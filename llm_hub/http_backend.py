@@ -11,7 +11,6 @@ from llm_hub.config import BackendConfig, BuildContext
 from llm_hub.dialect import Conversation, Dialect, HttpReply, HttpRequest
 from llm_hub.errors import (
     BackendError,
-    BackendUnreachable,
     Cancelled,
     ConnectionLost,
     DeadlineExceeded,
@@ -162,6 +161,14 @@ class HttpBackend:
     async def aprobe(self, rung: Rung, model: str | None, call: Call) -> Probe:
         return await self._probe(self._async, rung, model, call)
 
+    def converse(self, talk: Conversation[T], call: Call) -> T:
+        """Carry out a conversation that only this dialect knows, such as counting tokens."""
+        return drive(self._converse(self._sync, talk, call))
+
+    async def aconverse(self, talk: Conversation[T], call: Call) -> T:
+        """`converse`, async."""
+        return await self._converse(self._async, talk, call)
+
     async def _probe(self, port: Port, rung: Rung, model: str | None, call: Call) -> Probe:
         try:
             return await self._converse(port, self.dialect.probe(rung, model), call, slow=rung >= Rung.LOADED)
@@ -202,7 +209,7 @@ class HttpBackend:
         """The error, saying whose it is."""
         if error.backend is None:
             error.backend = self.config.name
-        if isinstance(error, BackendUnreachable | ProtocolError) and self.origin.url not in error.message:
+        if isinstance(error, ProtocolError) and self.origin.url not in error.message:
             error.message = f"{error.message} (at {self.origin.url})"
         return error
 

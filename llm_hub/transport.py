@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 import httpcore
 import msgspec
 
-from llm_hub._sockets import OPEN, AsyncGuard, AsyncNetwork, Guard, SyncNetwork
+from llm_hub._sockets import OPEN, AsyncGuard, AsyncNetwork, Guard, SyncNetwork, snapshot
 from llm_hub.call import Call
 from llm_hub.dialect import HttpReply, HttpRequest
 from llm_hub.errors import BackendUnreachable, ConnectionLost, HubClosed, HubError, ProtocolError, SettingsError
@@ -353,6 +353,7 @@ class Transport:
         self._given = pool
         self._async_given = async_pool
         self._lock = threading.Lock()
+        self._network = SyncNetwork()
         self._pools: dict[str, httpcore.ConnectionPool] = {}
         self._loops: dict[int, _LoopPools] = {}
         self._closed = False
@@ -368,7 +369,7 @@ class Transport:
                 pool = self._pools.get(scheme)
                 if pool is None:
                     pool = self._pools[scheme] = httpcore.ConnectionPool(
-                        max_connections=None, network_backend=SyncNetwork(), **self._options(scheme)
+                        max_connections=None, network_backend=self._network, **self._options(scheme)
                     )
         return pool
 
@@ -412,6 +413,7 @@ class Transport:
             self._closed = True
             pools, self._pools = list(self._pools.values()), {}
             loops, self._loops = list(self._loops.values()), {}
+        self._network.wake()
         for pool in pools:
             pool.close()
         for abandoned in loops:
@@ -424,6 +426,7 @@ class Transport:
     def _forked(self) -> None:
         """In the child of a fork: its copies of the connections are closed already; begin anew."""
         self._lock = threading.Lock()
+        self._network = SyncNetwork()
         self._pools = {}
         self._loops = {}
 
@@ -439,7 +442,7 @@ class _LoopPools:
     def abandon(self) -> None:
         """Close every socket, whatever thread this is: shut first, which wakes a loop that still waits for it."""
         loop = self.loop()
-        for stream in list(self.network.streams):
+        for stream in snapshot(self.network.streams):
             if loop is None or loop.is_closed() or not loop.is_running():
                 stream.close()
             else:
@@ -460,7 +463,7 @@ _TRANSPORTS: weakref.WeakSet[Transport] = weakref.WeakSet()
 
 
 def _after_fork() -> None:
-    for stream in list(OPEN):
+    for stream in snapshot(OPEN):
         stream.sock.close()  # this process's copy; the parent's connection lives on
     for transport in list(_TRANSPORTS):
         transport._forked()
