@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Generator
 from typing import Any
 
@@ -48,6 +49,7 @@ __all__ = [
 
 _DONE = b"[DONE]"
 _HEAD = 4096  # bytes kept of a body that so far holds no event, to say what it is instead
+_FIELDS = (b"data:", b"event:", b"id:", b"retry:", b":", b"\xef\xbb\xbf")  # how a stream of events can begin
 _DECODE_ERRORS = (msgspec.DecodeError, UnicodeDecodeError)
 
 _any = msgspec.json.Decoder().decode
@@ -130,32 +132,26 @@ class OpenAIStreamDecoder(ChunkStream):
         return []
 
     def finish(self) -> list[ChatChunk]:
-        chunks: list[ChatChunk] = []
+        if self.done:
+            return self._after()
         try:
-            if not self.done and self._last_event(chunks) is False:
-                raise self._unfinished()
+            for event in self._events.finish():  # one that lacks the empty line after it
+                if event == _DONE:
+                    chunks = self.end()
+                    self.done = True
+                    return chunks
+                self._head = None
+                with contextlib.suppress(ProtocolError):  # half an event
+                    self._decode(event)  # raises the error that it stands for; content would come too late
+            raise self._unfinished()
         except HubError as error:
             self._fail(error)
-        return chunks or self._after()
-
-    def _last_event(self, chunks: list[ChatChunk]) -> bool:
-        """Take in what lacks only the empty line after it, if it is whole. Was it the end mark?"""
-        for event in self._events.finish():
-            self._head = None
-            if event == _DONE:
-                chunks += self.end()
-                self.done = True
-                return True
-            try:
-                self.add(self._decode(event), chunks)
-            except ProtocolError:
-                break  # half an event: the stream was cut off within it
-        return False
+        return self._after()
 
     def _unfinished(self) -> HubError:
         """The error for a body that ended without the end mark."""
-        head = self._head
-        if not head or not head.strip():
+        head = self._head or b""
+        if not head.strip() or head.startswith(_FIELDS) or b"data:".startswith(head):
             return self.interrupted("its stream ended without its end mark, [DONE]")
         try:
             said = complaint(_any(head))
