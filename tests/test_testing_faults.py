@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import socket
+import ssl
 import struct
 import threading
 import time
@@ -13,12 +14,19 @@ from base64 import b64decode
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from functools import partial
 from typing import Any
 
 import httpx
 import pytest
 
 from llm_hub.testing import FakeModel, FakeOllama, FakeServer, FakeVLLM, Fault, Reply, Request
+
+# Loading the usual certificates takes longer than a test.
+CONTEXT = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+get = partial(httpx.get, verify=CONTEXT)
+post = partial(httpx.post, verify=CONTEXT)
+open_stream = partial(httpx.stream, verify=CONTEXT)
 
 SEEN: set[Fault] = set()
 """The faults that some test of this module has set; the last test compares them with all there are."""
@@ -62,14 +70,14 @@ def body_of(text: str = "Count from 1 to 9.", **more: Any) -> dict[str, Any]:
 
 
 def ask(server: FakeServer, text: str = "Count from 1 to 9.", *, timeout: float = 5.0, **more: Any) -> httpx.Response:
-    return httpx.post(server.url + path_of(server), json=body_of(text, **more), timeout=timeout)
+    return post(server.url + path_of(server), json=body_of(text, **more), timeout=timeout)
 
 
 def stream(server: FakeServer, *, timeout: float = 5.0) -> tuple[list[bytes], Exception | None]:
     """The pieces of a streamed answer and the error that ended it, if any."""
     pieces: list[bytes] = []
     try:
-        with httpx.stream("POST", server.url + path_of(server), json=body_of(), timeout=timeout) as response:
+        with open_stream("POST", server.url + path_of(server), json=body_of(), timeout=timeout) as response:
             pieces += response.iter_raw()
     except httpx.TransportError as error:
         return pieces, error
@@ -269,7 +277,7 @@ def test_garbage_in_stream_is_neither_utf8_nor_json(server: FakeServer) -> None:
 def test_split_bytes_cuts_through_characters(server: FakeServer) -> None:
     whole = ask(server, "Repeat: Grüße 🙂").content
     server.fault(Fault.SPLIT_BYTES, size=1)
-    with httpx.stream("POST", server.url + path_of(server), json=body_of("Repeat: Grüße 🙂")) as response:
+    with open_stream("POST", server.url + path_of(server), json=body_of("Repeat: Grüße 🙂")) as response:
         pieces = list(response.iter_raw())
     assert {len(piece) for piece in pieces} == {1}
     assert texts(server, b"".join(pieces)) == texts(server, whole)
@@ -313,7 +321,7 @@ def test_long_line_is_one_event_of_a_million_characters(server: FakeServer) -> N
 def test_endless_line_goes_on_until_the_client_leaves(server: FakeServer) -> None:
     server.fault(Fault.ENDLESS_LINE)
     size = 0
-    with httpx.stream("POST", server.url + path_of(server), json=body_of()) as response:
+    with open_stream("POST", server.url + path_of(server), json=body_of()) as response:
         for piece in response.iter_raw():
             assert b"\n" not in piece
             size += len(piece)
@@ -325,7 +333,7 @@ def test_endless_line_goes_on_until_the_client_leaves(server: FakeServer) -> Non
 
 def test_gzip_bomb_is_small_on_the_wire(server: FakeServer) -> None:
     server.fault(Fault.GZIP_BOMB, size=20_000_000)
-    with httpx.stream("POST", server.url + path_of(server), json=body_of()) as response:
+    with open_stream("POST", server.url + path_of(server), json=body_of()) as response:
         packed = b"".join(response.iter_raw())
     assert len(packed) < 50_000
     assert len(zlib.decompress(packed, 31)) == 20_000_000
@@ -399,9 +407,9 @@ def test_engine_dead_leaves_the_rest_alive(ollama: FakeOllama, vllm: FakeVLLM) -
     for server in (ollama, vllm):
         server.fault(Fault.ENGINE_DEAD)
         assert ask(server).status_code == 500
-    assert httpx.get(f"{vllm.url}/health").status_code == 503
-    assert httpx.get(f"{vllm.url}/v1/models").status_code == 200
-    assert httpx.get(f"{ollama.url}/api/tags").status_code == 200
+    assert get(f"{vllm.url}/health").status_code == 503
+    assert get(f"{vllm.url}/v1/models").status_code == 200
+    assert get(f"{ollama.url}/api/tags").status_code == 200
 
 
 def test_generation_hangs_while_metadata_answers(ollama: FakeOllama, vllm: FakeVLLM) -> None:
@@ -409,7 +417,7 @@ def test_generation_hangs_while_metadata_answers(ollama: FakeOllama, vllm: FakeV
         server.fault(Fault.GENERATION_HANGS)
         with pytest.raises(httpx.ReadTimeout):
             ask(server, timeout=0.05)
-        assert httpx.get(server.url + meta).status_code == 200
+        assert get(server.url + meta).status_code == 200
 
 
 # something else answers
@@ -440,7 +448,7 @@ def test_empty_body_is_empty(server: FakeServer) -> None:
 
 
 def vectors(url: str, path: str, model: str, **more: Any) -> list[list[float]]:
-    answer = json.loads(httpx.post(url + path, json={"model": model, "input": ["a", "b"], **more}).content)
+    answer = json.loads(post(url + path, json={"model": model, "input": ["a", "b"], **more}).content)
     if "embeddings" in answer:
         found: list[list[float]] = answer["embeddings"]
         return found
@@ -470,8 +478,8 @@ def test_vectors_are_spoilt(fault: Fault, wrong: Any, encoding: dict[str, str]) 
 
 def test_a_fault_may_be_for_one_path_and_counts_its_hits(ollama: FakeOllama) -> None:
     fault = ollama.fault(Fault.FORBIDDEN, path="/api/tags")
-    assert httpx.get(f"{ollama.url}/api/version").status_code == 200
-    assert httpx.get(f"{ollama.url}/api/tags").status_code == 403
+    assert get(f"{ollama.url}/api/version").status_code == 200
+    assert get(f"{ollama.url}/api/tags").status_code == 403
     assert (fault.hits, ollama.requests[1].fault, ollama.requests[0].fault) == (1, "forbidden", None)
 
 
@@ -510,7 +518,7 @@ def test_any_handler_can_misbehave() -> None:
 
     with FakeServer(handler) as server:
         server.fault(Fault.END_WITHOUT_MARK, after=2)
-        assert httpx.get(server.url).content == b"ab"
+        assert get(server.url).content == b"ab"
 
 
 def test_clients_of_a_faulty_server_are_independent(server: FakeServer) -> None:

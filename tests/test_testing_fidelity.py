@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import ssl
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,11 @@ import httpx
 import pytest
 
 from llm_hub.testing import FakeModel, FakeOllama, FakeServer, FakeVLLM, Recording, load_folder
+
+# Loading the usual certificates takes longer than a test.
+CONTEXT = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+get = partial(httpx.get, verify=CONTEXT)
+send_request = partial(httpx.request, verify=CONTEXT)
 
 WIRE = Path(__file__).parent / "data" / "wire"
 OLLAMA = {r.name: r for r in load_folder(WIRE / "ollama")}
@@ -142,7 +149,7 @@ def without_prompt_counts(value: Any) -> Any:
 @pytest.mark.parametrize(("which", "recording"), [pytest.param(w, r, id=f"{w}-{r.name}") for w, r in CASES])
 def test_a_live_fake_answers_as_the_recording(which: str, recording: Recording, servers: dict[str, FakeServer]) -> None:
     request = recording.request
-    response = httpx.request(request.method, servers[which].url + request.path, content=request.body)
+    response = send_request(request.method, servers[which].url + request.path, content=request.body)
     assert response.status_code == recording.response.status, response.text
     for name in ("content-type", "server", "vary"):
         # The recorded 500 came from outside uvicorn's middleware; nobody looks.
@@ -162,7 +169,7 @@ def test_a_live_fake_answers_as_the_recording(which: str, recording: Recording, 
 
 @pytest.fixture
 def ollama() -> Iterator[httpx.Client]:
-    with SERVERS["ollama"]() as server, httpx.Client(base_url=server.url) as client:
+    with SERVERS["ollama"]() as server, httpx.Client(base_url=server.url, verify=CONTEXT) as client:
         yield client
 
 
@@ -197,7 +204,7 @@ def test_an_overflow_is_refused_in_the_recorded_words(ollama: httpx.Client) -> N
 
 def test_the_lines_of_metrics_are_lines_of_the_recording() -> None:
     with FakeVLLM(FakeModel(name="smollm2")) as server:
-        answered = httpx.get(f"{server.url}/metrics").text.splitlines()
+        answered = get(f"{server.url}/metrics").text.splitlines()
     recorded = {line.rpartition(" ")[0] for line in VLLM["metrics"].body.decode().splitlines()}
     assert {line.rpartition(" ")[0] for line in answered if not line.startswith("#")} <= recorded
 

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import socket
+import ssl
 import time
+from functools import partial
 from pathlib import Path
 
 import httpx
 import pytest
 
 from llm_hub.testing import Recording, ReplayServer, load, load_folder
+
+# Loading the usual certificates takes longer than a test.
+CONTEXT = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+post = partial(httpx.post, verify=CONTEXT)
 
 WIRE = Path(__file__).parent / "data" / "wire"
 ALL = [*load_folder(WIRE / "ollama"), *load_folder(WIRE / "vllm")]
@@ -40,7 +46,7 @@ def test_what_is_no_recording_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize("server_kind", ["ollama", "vllm"])
 def test_every_recording_is_found_by_its_request_and_replayed_byte_for_byte(server_kind: str) -> None:
     recordings = load_folder(WIRE / server_kind)
-    with ReplayServer(recordings) as server, httpx.Client(base_url=server.url) as client:
+    with ReplayServer(recordings) as server, httpx.Client(base_url=server.url, verify=CONTEXT) as client:
         seen = set()
         for recording in recordings:
             key = (recording.request.method, recording.request.path, recording.request.body)
@@ -57,7 +63,7 @@ def test_every_recording_is_found_by_its_request_and_replayed_byte_for_byte(serv
 
 def test_a_stream_keeps_its_chunk_boundaries() -> None:
     recording = load(WIRE / "vllm" / "hubtest_count_stream.json")
-    with ReplayServer(recording, gap=0.002) as server, httpx.Client(base_url=server.url) as client:
+    with ReplayServer(recording, gap=0.002) as server, httpx.Client(base_url=server.url, verify=CONTEXT) as client:
         with client.stream("POST", "/anything") as response:
             got = list(response.iter_raw())
         assert got == [chunk.data for chunk in recording.response.chunks]
@@ -67,7 +73,7 @@ def test_times_are_kept_when_asked_for() -> None:
     recording = load(WIRE / "ollama" / "chat_stream.json")
     with ReplayServer(recording, speed=5) as server:
         begin = time.monotonic()
-        httpx.post(server.url)
+        post(server.url)
         assert 374 / 5000 <= time.monotonic() - begin < 1
 
 
@@ -76,14 +82,14 @@ def test_a_request_that_only_adds_options_finds_the_nearest_recording() -> None:
     messages = [{"role": "user", "content": "What is the capital of France?"}]
     with ReplayServer(recordings) as server:
         body = {"model": "smollm2:135m", "messages": messages, "stream": True, "keep_alive": "5m"}
-        assert httpx.post(f"{server.url}/api/chat", json=body).content == load(WIRE / "ollama/chat_stream.json").body
+        assert post(f"{server.url}/api/chat", json=body).content == load(WIRE / "ollama/chat_stream.json").body
         body["stream"] = False
-        assert httpx.post(f"{server.url}/api/chat", json=body).json()["done_reason"] == "stop"
+        assert post(f"{server.url}/api/chat", json=body).json()["done_reason"] == "stop"
 
 
 def test_a_request_without_a_recording_is_refused_and_kept() -> None:
     with ReplayServer(load_folder(WIRE / "ollama")) as server:
-        response = httpx.post(f"{server.url}/api/embed", json={"model": "all-minilm:22m", "input": "never asked"})
+        response = post(f"{server.url}/api/embed", json={"model": "all-minilm:22m", "input": "never asked"})
         assert response.status_code == 501
         assert "embed_batch" in response.json()["error"]
         assert [request.path for request in server.unmatched] == ["/api/embed"]

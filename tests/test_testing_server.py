@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import socket
+import ssl
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
+from functools import partial
 
 import httpx
 import pytest
 
 from llm_hub.testing import Close, FakeServer, Hang, Pause, Reply, Request, Reset, Script
 from llm_hub.testing.exchange import Step
+
+# Loading the usual certificates takes longer than a test.
+CONTEXT = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+get = partial(httpx.get, verify=CONTEXT)
+head = partial(httpx.head, verify=CONTEXT)
+post = partial(httpx.post, verify=CONTEXT)
+open_stream = partial(httpx.stream, verify=CONTEXT)
 
 
 def talk(server: FakeServer, data: bytes) -> bytes:
@@ -62,7 +71,7 @@ def test_each_piece_is_one_send() -> None:
 
 
 def test_a_request_is_logged_with_everything_it_brought() -> None:
-    with FakeServer(lambda _: Reply()) as server, httpx.Client(base_url=server.url) as client:
+    with FakeServer(lambda _: Reply()) as server, httpx.Client(base_url=server.url, verify=CONTEXT) as client:
         client.post("/v1/x?y=1", json={"stream": True}, headers={"X-Who": "me"})
         (request,) = server.wait_for_requests(1)
         assert (request.method, request.path, request.json) == ("POST", "/v1/x?y=1", {"stream": True})
@@ -75,7 +84,7 @@ def test_a_request_is_logged_with_everything_it_brought() -> None:
 
 def test_a_chunked_request_body_is_read() -> None:
     with FakeServer(lambda r: Reply(body=r.body)) as server:
-        assert httpx.post(server.url, content=iter([b"ab", b"cde"])).content == b"abcde"
+        assert post(server.url, content=iter([b"ab", b"cde"])).content == b"abcde"
 
 
 def test_a_body_that_announces_itself_is_asked_for() -> None:
@@ -108,12 +117,15 @@ def test_what_is_no_request_gets_400_and_no_handler_sees_it(garbage: bytes) -> N
 
 def test_head_gets_no_body() -> None:
     with FakeServer(lambda _: Reply(body=b"hello")) as server:
-        response = httpx.head(server.url)
+        response = head(server.url)
         assert (response.headers["content-length"], response.content) == ("5", b"")
 
 
 def test_a_connection_is_kept_alive_and_counted() -> None:
-    with FakeServer(lambda _: Reply(body=[b"x"])) as server, httpx.Client(base_url=server.url) as client:
+    with (
+        FakeServer(lambda _: Reply(body=[b"x"])) as server,
+        httpx.Client(base_url=server.url, verify=CONTEXT) as client,
+    ):
         for _ in range(3):
             client.get("/")
         assert server.accepted == server.connections == 1
@@ -126,7 +138,7 @@ def test_a_connection_is_kept_alive_and_counted() -> None:
 
 def test_a_client_that_leaves_is_noticed_at_once() -> None:
     with FakeServer(lambda _: Reply(body=[b"x", Hang()])) as server:
-        with httpx.stream("GET", server.url) as response:
+        with open_stream("GET", server.url) as response:
             pieces = response.iter_raw()
             assert next(pieces) == b"x"
             assert not server.requests[0].wait(0.02)
@@ -150,7 +162,7 @@ def test_a_generator_is_closed_when_its_client_leaves() -> None:
             closed.set()
 
     with FakeServer(lambda _: Reply(body=body())) as server:
-        with httpx.stream("GET", server.url) as response:
+        with open_stream("GET", server.url) as response:
             next(response.iter_raw())
         assert closed.wait(1)
 
@@ -164,7 +176,7 @@ def test_handlers_and_bodies_may_be_async() -> None:
         return Reply(body=body())
 
     with FakeServer(handler) as server:
-        assert httpx.get(server.url).text == "ab"
+        assert get(server.url).text == "ab"
 
 
 def test_a_reset_is_seen_as_one() -> None:
@@ -185,7 +197,7 @@ def test_what_a_handler_raises_is_raised_when_the_server_closes() -> None:
 
     with pytest.raises(ExceptionGroup) as caught:
         with FakeServer(handler) as server:
-            assert httpx.get(server.url).status_code == 500
+            assert get(server.url).status_code == 500
     assert [type(error) for error in caught.value.exceptions] == [KeyError]
 
 
@@ -210,9 +222,9 @@ def test_a_paused_server_accepts_but_answers_only_when_it_goes_on() -> None:
     with FakeServer(lambda _: Reply(body=b"x")) as server:
         server.pause()
         with pytest.raises(httpx.ReadTimeout):
-            httpx.get(server.url, timeout=0.05)
+            get(server.url, timeout=0.05)
         done: list[str] = []
-        thread = threading.Thread(target=lambda: done.append(httpx.get(server.url).text))
+        thread = threading.Thread(target=lambda: done.append(get(server.url).text))
         thread.start()
         server.resume()
         thread.join(5)
@@ -222,7 +234,7 @@ def test_a_paused_server_accepts_but_answers_only_when_it_goes_on() -> None:
 def test_a_stopped_server_refuses_and_starts_again_on_its_port() -> None:
     with FakeServer(lambda _: Reply(body=b"x")) as server:
         port = server.port
-        with httpx.Client(base_url=server.url) as client:
+        with httpx.Client(base_url=server.url, verify=CONTEXT) as client:
             client.get("/")
             server.stop()
             assert not server.running
@@ -258,7 +270,7 @@ def test_many_clients_are_served_at_once() -> None:
     with FakeServer(lambda r: Reply(body=[b"a", Pause(0.05), r.body])) as server:
         answers: list[str] = []
         threads = [
-            threading.Thread(target=lambda i=i: answers.append(httpx.post(server.url, content=str(i)).text))
+            threading.Thread(target=lambda i=i: answers.append(post(server.url, content=str(i)).text))
             for i in range(20)
         ]
         begin = time.perf_counter()
@@ -272,7 +284,7 @@ def test_many_clients_are_served_at_once() -> None:
 
 def test_waiting_for_what_does_not_come_says_what_came() -> None:
     with FakeServer() as server:
-        httpx.get(server.url)
+        get(server.url)
         with pytest.raises(TimeoutError, match="1 of 2 requests"):
             server.wait_for_requests(2, timeout=0.02)
         with pytest.raises(TimeoutError, match="not 7"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Any
 
@@ -119,23 +120,21 @@ def _object(schema: dict[str, Any], root: Any, known: Any, depth: int) -> dict[s
 
 
 def _number(schema: dict[str, Any], *, whole: bool) -> int | float:
-    step = schema.get("multipleOf") or (1 if whole else 0)
-    low, high = schema.get("minimum"), schema.get("maximum")
-    above, below = schema.get("exclusiveMinimum"), schema.get("exclusiveMaximum")
-    value: float = 0
-    if low is not None:
-        value = max(value, low)
-    if above is not None and value <= above:
-        value = above + (step or 1)
-    if high is not None and value > high:
-        value = high
-    if below is not None and value >= below:
-        value = below - (step or 1)
-    if step:
-        value = -(-value // step) * step
-        if high is not None and value > high:
-            value -= step
-    return int(value) if whole or value == int(value) else value
+    """The number nearest to 0 within the bounds, a multiple of the step if there is one."""
+    low, high = schema.get("minimum", -math.inf), schema.get("maximum", math.inf)
+    above, below = schema.get("exclusiveMinimum", -math.inf), schema.get("exclusiveMaximum", math.inf)
+    if above >= low and above > -math.inf:
+        low = math.floor(above) + 1
+    if below <= high and below < math.inf:
+        high = math.ceil(below) - 1
+    value: float = min(max(0, low), high)
+    step = schema.get("multipleOf", 1 if whole else None)
+    if step is not None:
+        up = math.ceil(value / step) * step
+        value = up if up <= high else math.floor(value / step) * step
+    if not low <= value <= high:
+        raise ValueError("no number within the bounds of the schema was found")
+    return int(value) if value == int(value) else value
 
 
 def _string(schema: dict[str, Any]) -> str:
