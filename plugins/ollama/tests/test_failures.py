@@ -211,6 +211,7 @@ def test_a_key_is_only_asked_for_where_a_proxy_wants_one() -> None:
     assert error.hint == "Run `ollama signin` on the server."
     assert "secret" not in str(error)
     assert "api_key" in str(error_of_reply(reply(401, "no")))
+    assert "api_key" not in str(error_of_reply(reply(403, "ollama cloud is disabled: remote model is unavailable")))
 
 
 @given(status=st.integers(200, 599), body=st.binary(max_size=200), model=st.none() | st.text(max_size=20))

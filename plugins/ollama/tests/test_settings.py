@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+import tomllib
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -91,3 +94,18 @@ def test_names_that_mean_one_model_have_one_canonical_form(name: str, canonical:
 def test_what_a_request_may_set_and_what_reloads_a_model_are_apart() -> None:
     assert not REQUEST_OPTIONS & set(RUNNER_OPTIONS)
     assert set(RUNNER_OPTIONS) <= set(Profile.__struct_fields__)
+
+
+README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_settings_in_the_readme_are_valid_and_complete() -> None:
+    (example,) = re.findall(r"```toml\n(.*?)```", README, re.DOTALL)
+    options = tomllib.loads(example)["backends"]["ollama"]
+    for common in ("base_url", "models"):
+        del options[common]
+    settings = msgspec.convert(options, OllamaSettings)
+    assert settings.profile("llama3.2") == Profile(num_ctx=16384, keep_alive="30m", shift=False)
+    table = README.partition("| key |")[2].partition("\n\n")[0]
+    described = set(re.findall(r"`(\w+)`", "".join(row.split("|")[1] for row in table.splitlines()[2:])))
+    assert described == set(OllamaSettings.__struct_fields__)

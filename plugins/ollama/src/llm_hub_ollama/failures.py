@@ -181,6 +181,8 @@ def _classify(detail: _Detail, status: int | None, model: str | None, *, retry_a
     code = status or detail.code or 500
     text, folded = detail.text or f"it answered {code} without a word", detail.folded
     if code in (401, 403):
+        if "cloud" in folded:
+            return AuthenticationFailed(text, hint="This model runs on another server: use one that this one runs.")
         return AuthenticationFailed(text, hint="Run `ollama signin` on the server." if detail.signin else _KEY)
     if _OVERFLOW.search(folded):
         return _overflow(detail)
