@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import math
+import re
 import socket
 import ssl
 import struct
@@ -15,6 +17,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -377,9 +380,10 @@ def test_a_status_comes_with_an_error_in_the_servers_form(server: FakeServer, fa
     assert ask(server).status_code == 200
 
 
-def test_a_server_error_may_have_any_status(server: FakeServer) -> None:
-    server.fault(Fault.SERVER_ERROR, status=502)
-    assert ask(server).status_code == 502
+def test_errors_may_have_other_statuses(server: FakeServer) -> None:
+    server.fault(Fault.SERVER_ERROR, status=502, times=1)
+    server.fault(Fault.BAD_REQUEST, status=422)
+    assert [ask(server).status_code, ask(server).status_code] == [502, 422]
 
 
 def test_rate_limits_say_when_to_come_back(server: FakeServer) -> None:
@@ -536,3 +540,11 @@ def test_every_fault_is_proven_here() -> None:
     if len(SEEN) < 5:
         pytest.skip("run with the other tests of this module")
     assert set(Fault) == SEEN
+
+
+def test_the_documentation_lists_every_fault() -> None:
+    page = (Path(__file__).parent.parent / "docs" / "reference" / "testing.md").read_text("utf-8")
+    assert re.findall(r"^\| `([A-Z_]+)` \|", page, re.MULTILINE) == [fault.name for fault in Fault]
+    source = inspect.getsource(Fault)
+    for meaning in re.findall(r'^    """(.*)"""$', source, re.MULTILINE)[1:]:
+        assert f"| {meaning} |" in page

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import socket
 import ssl
 import threading
@@ -11,6 +12,8 @@ from functools import partial
 
 import httpx
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from llm_hub.testing import Close, FakeServer, Hang, Pause, Reply, Request, Reset, Script
 from llm_hub.testing.exchange import Step
@@ -289,3 +292,63 @@ def test_waiting_for_what_does_not_come_says_what_came() -> None:
             server.wait_for_requests(2, timeout=0.02)
         with pytest.raises(TimeoutError, match="not 7"):
             server.wait_for_connections(7, timeout=0.02)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    bodies=st.lists(st.binary(max_size=40), min_size=1, max_size=4),
+    cuts=st.lists(st.integers(0, 400), max_size=6),
+    chunked=st.booleans(),
+)
+def test_requests_arrive_whole_however_they_are_cut(
+    shared: FakeServer, bodies: list[bytes], cuts: list[int], *, chunked: bool
+) -> None:
+    sent = b""
+    for body in bodies:
+        if chunked:
+            pieces = b"".join(b"%x\r\n%s\r\n" % (1, body[i : i + 1]) for i in range(len(body)))
+            sent += b"POST / HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n" + pieces + b"0\r\n\r\n"
+        else:
+            sent += b"POST / HTTP/1.1\r\ncontent-length: %d\r\n\r\n" % len(body) + body
+    before = len(shared.requests)
+    with socket.create_connection(("127.0.0.1", shared.port), timeout=5) as sock:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        places = sorted({0, len(sent), *(cut for cut in cuts if cut < len(sent))})
+        for start, end in itertools.pairwise(places):
+            sock.sendall(sent[start:end])
+        shared.wait_for_requests(before + len(bodies))
+    assert [request.body for request in shared.requests[before:]] == bodies
+
+
+@pytest.fixture(scope="module")
+def shared() -> Iterator[FakeServer]:
+    with FakeServer(lambda _: Reply()) as server:
+        yield server
+
+
+def test_a_server_stops_and_starts_often_under_load() -> None:
+    done = threading.Event()
+    outcomes: set[str] = set()
+
+    def load() -> None:
+        with httpx.Client(base_url=server.url, verify=CONTEXT) as client:
+            while not done.is_set():
+                try:
+                    outcomes.add(client.get("/").text)
+                except httpx.TransportError as error:
+                    outcomes.add(type(error).__name__)
+
+    with FakeServer(lambda _: Reply(body=[b"x", Pause(0.0005), b"y"])) as server:
+        threads = [threading.Thread(target=load) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        for _ in range(15):
+            time.sleep(0.01)
+            server.stop()
+            server.start()
+        done.set()
+        for thread in threads:
+            thread.join(5)
+        assert get(server.url).text == "xy"
+    assert "xy" in outcomes
+    assert len(outcomes) > 1

@@ -80,7 +80,7 @@ class Fault(StrEnum):
 
     # statuses, each with a body in the server's form; `message` replaces its text
     BAD_REQUEST = "bad_request"
-    """400."""
+    """400, or another `status` that blames the request."""
     UNAUTHORIZED = "unauthorized"
     """401."""
     FORBIDDEN = "forbidden"
@@ -141,7 +141,7 @@ _OPTIONS: Mapping[Fault, Mapping[str, Any]] = {
     Fault.LONG_LINE: {"size": 1_000_000},
     Fault.GZIP_BOMB: {"size": 256 * _MEBI},
     Fault.OVERSIZED_BODY: {"size": 256 * _MEBI},
-    Fault.BAD_REQUEST: {"message": None},
+    Fault.BAD_REQUEST: {"status": 400, "message": None},
     Fault.UNAUTHORIZED: {"message": None},
     Fault.FORBIDDEN: {"message": None},
     Fault.NOT_FOUND: {"message": None},
