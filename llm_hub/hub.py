@@ -222,6 +222,14 @@ class Hub:
         ask = Ask(capability=Capability(capability), **wanted)
         return drive(self.runtime.route(BLOCKING, ask, Call(timeout=15.0))).decision
 
+    def backends(self) -> tuple[str, ...]:
+        """The names of the backends that are configured, and of those that the capabilities come to."""
+        names = dict.fromkeys(self.runtime.settings.backends)
+        for route in self.status(rung=Rung.ALIVE).routes:
+            if route.decision is not None:
+                names.setdefault(route.decision.backend)
+        return tuple(names)
+
     def models(
         self, backend: str, *, capability: Capability | str = Capability.TEXT, timeout: float = 15.0
     ) -> tuple[ModelInfo, ...]:

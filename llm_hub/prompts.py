@@ -251,7 +251,8 @@ def _tool(tool: Any, where: str) -> Tool:
         )
     if not made.name:
         raise InvalidRequest(f"{where} has an empty name")
-    if not isinstance(made.parameters, Mapping) or made.parameters.get("type", "object") != "object":
+    parameters: Any = made.parameters
+    if not isinstance(parameters, Mapping) or parameters.get("type", "object") != "object":
         raise InvalidRequest(
             f"the parameters of the tool {made.name!r} are no JSON schema of an object",
             hint='Write {"type": "object", "properties": {...}}.',
