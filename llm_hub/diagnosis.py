@@ -99,8 +99,8 @@ def _capability(
             Finding(
                 kind="capability",
                 subject=str(capability),
-                state="error",
-                level="error",
+                state="error" if _asked_for(runtime, capability) else "nothing serves it",
+                level="error" if _asked_for(runtime, capability) else "info",
                 detail=error.message,
                 fix=error.hint or "",
             )
@@ -115,6 +115,18 @@ def _capability(
         probed.add((name, capability))
         found.append(_backend(runtime, name, capability, timeout, chosen=name == decision.backend))
     return found
+
+
+def _asked_for(runtime: Runtime, capability: Capability) -> bool:
+    """Does a setting mention this capability? Text counts always: it is what a hub is for."""
+    settings = runtime.settings
+    return (
+        capability is Capability.TEXT
+        or capability in settings.providers
+        or any(route.partition(".")[0] == capability for route in settings.routes)
+        or any(capability in assignment.capabilities for assignment in settings.assignments)
+        or any(capability in config.models for config in settings.backends.values())
+    )
 
 
 OPERATIONS = {Capability.TEXT: "chat", Capability.EMBEDDING: "embed", Capability.VISION: "describe"}

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from llm_hub.cli.common import notes, open_hub, shown
+from llm_hub.cli.common import guarded_output, notes, open_hub, shown
 
 if TYPE_CHECKING:
     from llm_hub.config import Progress
@@ -62,8 +62,9 @@ def command(
     options = {name: value for name, value in options.items() if value is not None}
     text = _prompt(prompt)
     with open_hub(progress=None if quiet else _Bar()) as hub, notes(quiet=quiet):
-        if not quiet:
+        with guarded_output():
             decision = hub.explain("text", backend=backend, model=model)
+        if not quiet:
             shown(f"{decision.backend} serves text: {', '.join(decision.reasons)}", dim=True)
         handle = hub.text(backend=backend, model=model)
         if no_stream:

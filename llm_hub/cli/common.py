@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
     from llm_hub.config import Progress
     from llm_hub.hub import Hub
 
-__all__ = ["debugging", "notes", "open_hub", "print_json", "shown", "table"]
+__all__ = ["debugging", "guarded_output", "notes", "open_hub", "print_json", "shown", "table"]
 
 
 def open_hub(*, progress: Callable[[Progress], None] | None = None) -> Hub:
@@ -57,6 +58,13 @@ def notes(*, quiet: bool = False) -> Iterator[None]:
     finally:
         logger.removeHandler(handler)
         logger.propagate = before
+
+
+@contextlib.contextmanager
+def guarded_output() -> Iterator[None]:
+    """What a plugin prints while it is imported goes to standard error: the output belongs to the command."""
+    with contextlib.redirect_stdout(sys.stderr):
+        yield
 
 
 def print_json(value: object) -> None:

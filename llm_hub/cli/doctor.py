@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from llm_hub.cli.common import open_hub, print_json
+from llm_hub.cli.common import guarded_output, open_hub, print_json
 
 __all__ = ["command"]
 
@@ -28,7 +28,7 @@ def command(ctx: click.Context, *, as_json: bool, timeout: float) -> None:
     """
     from llm_hub.diagnosis import diagnose
 
-    with open_hub() as hub:
+    with open_hub() as hub, guarded_output():
         diagnosis = diagnose(hub, timeout=timeout)
     if as_json:
         print_json({"healthy": diagnosis.healthy, "findings": diagnosis.findings})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from llm_hub.cli.common import open_hub, print_json, table
+from llm_hub.cli.common import guarded_output, open_hub, print_json, table
 
 __all__ = ["command"]
 
@@ -27,7 +27,7 @@ def command(
     unknown = [name for name in features if name not in set(Feature)]
     if unknown:
         raise click.UsageError(f"there is no feature {unknown[0]!r}. There are: {', '.join(sorted(Feature))}")
-    with open_hub() as hub:
+    with open_hub() as hub, guarded_output():
         decision = hub.explain(capability, backend=backend, model=model, features=frozenset(map(Feature, features)))
         settings = hub.settings
     if as_json:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from llm_hub.cli.common import notes, open_hub, print_json, shown, table
+from llm_hub.cli.common import guarded_output, notes, open_hub, print_json, shown, table
 
 if TYPE_CHECKING:
     from llm_hub.capabilities import ModelInfo
@@ -35,7 +35,7 @@ def command(ctx: click.Context, *, backend: str | None, as_json: bool, timeout: 
 
     found: dict[str, tuple[ModelInfo, ...]] = {}
     failed: dict[str, str] = {}
-    with open_hub() as hub, notes(quiet=as_json):
+    with open_hub() as hub, notes(quiet=as_json), guarded_output():
         names = [backend] if backend is not None else hub.backends()
         for name in names:
             try:
