@@ -176,7 +176,7 @@ def _hostname(host: str, text: str, where: str) -> str:
         name = ""
     if not _HOST.fullmatch(name):
         raise SettingsError(
-            f"{redacted(text)!r} has {host!r} for a host, which is no name and no IP address",
+            f"{redacted(text)!r} has {host[:_LONGEST_SHOWN]!r} for a host, which is no name and no IP address",
             where=where,
             hint="Write http://host:port.",
         )
@@ -201,6 +201,8 @@ def _host_and_port(authority: str) -> tuple[str, str | None]:
     """Host, without brackets, and port as Go's net.SplitHostPort and Ollama after it take them apart."""
     if authority.startswith("["):
         host, bracket, tail = authority[1:].partition("]")
+        if ":" not in host:
+            return authority, None  # brackets around anything else are an error, see `_split`
         if bracket and not tail:
             return host, None
         if bracket and tail.startswith(":"):

@@ -68,7 +68,11 @@ def read_backends(environ: Mapping[str, str], names: Iterable[str]) -> tuple[dic
             setting = tuple(name if part == "{NAME}" else part for part in row.setting)
             found[setting] = Found(_parsed(row, text, variable), variable)
         for wrong, right in _MISTAKEN.items():
-            if environ.get(prefix + wrong) and prefix + wrong not in claimed and prefix + right not in environ:
+            if (
+                environ.get(prefix + wrong, "").strip()
+                and prefix + wrong not in claimed
+                and prefix + right not in environ
+            ):
                 warnings.append(f"{prefix + wrong} is set, but never read. Did you mean {prefix + right}?")
         host: Path = ("backends", "ollama", "base_url")
         if name == "ollama" and host not in found and (text := clean(environ, "OLLAMA_HOST")) is not None:
@@ -108,7 +112,7 @@ def warn_of_misspelt(environ: Mapping[str, str]) -> list[str]:
         if name.startswith("LLM_HUB_"):
             if not name.startswith("LLM_HUB_TEST_"):
                 warnings.append(
-                    f"{name} is no setting of llm-hub. {suggestion(name, _OURS) or 'See docs/reference/settings.md.'}"
+                    f"{name} is no setting of llm-hub. {suggestion(name, _OURS, cutoff=0.8) or 'See docs/reference/settings.md.'}"
                 )
         elif near := suggestion(name, _OURS, cutoff=0.88):
             warnings.append(f"{name} is set, but never read. {near}")
