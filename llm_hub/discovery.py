@@ -1,25 +1,36 @@
-"""What is installed: plugins found by their entry points, listed without importing any, loaded one by one."""
+"""What is installed, read from metadata alone, and the import of the one plugin that is wanted."""
 
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Iterable, Sequence
-from typing import Any
+import logging
+import re
+from collections.abc import Iterator, Sequence
+from importlib.metadata import Distribution, EntryPoint
 
 import msgspec
 
 from llm_hub.capabilities import Capability
 
-__all__ = ["Installed", "installed", "load"]
+__all__ = ["GROUP_PREFIX", "Installed", "installed", "load", "normalized"]
 
-_GROUPS = {capability.group: capability for capability in Capability}
+logger = logging.getLogger("llm_hub")
+
+GROUP_PREFIX = "llm_hub."
+"""What the names of all entry point groups of the hub begin with."""
+
+_CAPABILITIES = {capability.group: capability for capability in Capability}
+_FIELD = re.compile(r"^(name|version):[ \t]*(.*?)[ \t]*$", re.IGNORECASE | re.MULTILINE)
+_SEPARATORS = re.compile(r"[-_.]+")
+_REFERENCE = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*(:[^\W\d]\w*(\.[^\W\d]\w*)*)?")
 
 
 class Installed(msgspec.Struct, frozen=True, kw_only=True):
-    """A plugin as its metadata describes it.
+    """A plugin as its distribution's metadata declares it; nothing of it was imported.
 
-    `value` is the object reference of its entry points. `conflict` says why it cannot be used, where two distributions
-    claim the name, or the entries of one name different objects.
+    `value` is the object reference, `module` or `module:attribute`. `conflict` says why the name does not mean one
+    object: two distributions claim it, or its entries name different objects. `unknown_groups` are the groups of the
+    hub's prefix that hold its name and that this core does not know: misspelt, or of a newer core.
     """
 
     name: str
@@ -28,82 +39,152 @@ class Installed(msgspec.Struct, frozen=True, kw_only=True):
     distribution: str
     version: str
     conflict: str | None = None
+    unknown_groups: tuple[str, ...] = ()
+
+    @property
+    def origin(self) -> str:
+        """Distribution and version, for messages."""
+        return f"{self.distribution} {self.version}".strip()
 
 
 def installed(path: Sequence[str] | None = None) -> tuple[Installed, ...]:
-    """The plugins that are installed, sorted by name; from metadata alone. `path` in place of `sys.path`."""
-    found: dict[str, list[tuple[Capability, str, str, str]]] = {}
-    seen: set[str] = set()
-    distributions = (
-        importlib.metadata.distributions() if path is None else importlib.metadata.distributions(path=list(path))
-    )
-    for distribution in distributions:
-        text = distribution.read_text("entry_points.txt")
-        if not text or "llm_hub." not in text:
-            continue
-        entries = [entry for entry in distribution.entry_points if entry.group in _GROUPS]
-        if not entries:
-            continue
-        owner, version = _identity(distribution)
-        key = owner.lower().replace("_", "-").replace(".", "-")
-        if key in seen:  # shadowed by the same distribution earlier on the path, as for imports
-            continue
-        seen.add(key)
-        for entry in entries:
-            found.setdefault(entry.name, []).append((_GROUPS[entry.group], entry.value, owner, version))
-    return tuple(_combine(name, entries) for name, entries in sorted(found.items()))
+    """Every installed plugin, sorted by name. Imports none of them.
 
-
-def _identity(distribution: importlib.metadata.Distribution) -> tuple[str, str]:
-    """Name and version, from the head of METADATA: parsing all of it as a message takes most of the time otherwise."""
-    name = version = ""
-    for line in (distribution.read_text("METADATA") or distribution.read_text("PKG-INFO") or "").splitlines():
-        if line.startswith("Name:"):
-            name = line[5:].strip()
-        elif line.startswith("Version:"):
-            version = line[8:].strip()
-        elif not line:
-            break
-        if name and version:
-            break
-    return name or "unknown", version or "unknown"
-
-
-def _combine(name: str, entries: Iterable[tuple[Capability, str, str, str]]) -> Installed:
-    entries = list(entries)
-    owners = sorted({f"{owner} {version}" for _, _, owner, version in entries})
-    values = sorted({value for _, value, _, _ in entries})
-    conflict = None
-    if len(owners) > 1:
-        conflict = f"{len(owners)} distributions claim this name: {', '.join(owners)}"
-    elif len(values) > 1:
-        conflict = f"its entry points name different objects: {', '.join(values)}"
-    _, value, owner, version = entries[0]
-    return Installed(
-        name=name,
-        capabilities=frozenset(capability for capability, _, _, _ in entries),
-        value=value,
-        distribution=owner if len(owners) == 1 else ", ".join(sorted({one for _, _, one, _ in entries})),
-        version=version if len(owners) == 1 else "",
-        conflict=conflict,
-    )
+    `path` is searched in place of `sys.path`. Of two distributions with the same name the first one on the path counts,
+    as for `importlib.metadata`. A distribution whose metadata cannot be read is passed over with a warning in the log.
+    """
+    claims: dict[str, list[_Entry]] = {}
+    for entry in _entries(path):
+        claims.setdefault(entry.name, []).append(entry)
+    return tuple(_installed(name, claims[name]) for name in sorted(claims))
 
 
 def load(plugin: Installed) -> object:
-    """Import the plugin and return its object. Whatever the import raises comes through."""
-    from stevedore.driver import DriverManager
+    """Import a plugin and return the object that its entry points name. Raises whatever the import raises.
 
-    group = min(plugin.capabilities).group
-    entry = importlib.metadata.EntryPoint(name=plugin.name, value=plugin.value, group=group)
+    Raises ValueError where its object reference is none.
+    """
+    if _REFERENCE.fullmatch(plugin.value) is None:
+        raise ValueError(f"{plugin.value!r} is no object reference; it must be module or module:attribute")
+    from stevedore.driver import DriverManager  # when first needed: most processes that list plugins load none
 
-    class OneDriver(DriverManager[Any]):
-        """Loads the entry that discovery has found: stevedore's own list may be stale for a while after an install."""
+    group = min((capability.group for capability in plugin.capabilities), default=GROUP_PREFIX)
+    entry = EntryPoint(name=plugin.name, value=plugin.value, group=group)
 
-        def list_entry_points(self) -> list[importlib.metadata.EntryPoint]:
+    class Driver(DriverManager):  # type: ignore[type-arg]  # stevedore 5.5 has it, and no parameters for it
+        """Loads the entry that was found here: stevedore's own list may be stale for minutes."""
+
+        def list_entry_points(self) -> list[EntryPoint]:
             return [entry]
 
-    def fail(manager: object, entry_point: object, error: BaseException) -> None:
-        raise error
+    loaded: object = Driver(namespace=group, name=plugin.name).extensions[0].plugin
+    return loaded
 
-    driver: Any = OneDriver(namespace=group, name=plugin.name, on_load_failure_callback=fail)
-    return driver.driver
+
+def normalized(distribution: str) -> str:
+    """The name of a distribution as names are compared (PyPA specification "Name normalization")."""
+    return _SEPARATORS.sub("-", distribution).lower()
+
+
+class _Entry(msgspec.Struct, frozen=True):
+    """One line of an `entry_points.txt`."""
+
+    group: str
+    name: str
+    value: str
+    distribution: str
+    version: str
+
+    @property
+    def origin(self) -> str:
+        return f"{self.distribution} {self.version}".strip()
+
+
+def _installed(name: str, entries: list[_Entry]) -> Installed:
+    """What the entries of one name amount to."""
+    first = entries[0]
+    conflict = None
+    if len(entries) > 1:
+        first = min(entries, key=lambda entry: (normalized(entry.distribution), entry.group))
+        conflict = _conflict(entries)
+    known = [_CAPABILITIES[entry.group] for entry in entries if entry.group in _CAPABILITIES]
+    unknown = {entry.group for entry in entries if entry.group not in _CAPABILITIES}
+    return Installed(
+        name=name,
+        capabilities=frozenset(known),
+        value=first.value,
+        distribution=first.distribution,
+        version=first.version,
+        conflict=conflict,
+        unknown_groups=tuple(sorted(unknown)),
+    )
+
+
+def _conflict(entries: list[_Entry]) -> str | None:
+    origins = sorted({entry.origin for entry in entries})
+    if len(origins) > 1:
+        return f"{len(origins)} distributions claim this name: {', '.join(origins)}"
+    if len({entry.value for entry in entries}) > 1:
+        named = ", ".join(sorted(f"{entry.group} names {entry.value}" for entry in entries))
+        return f"its entries name different objects: {named}"
+    return None
+
+
+def _entries(path: Sequence[str] | None) -> Iterator[_Entry]:
+    """The entries of our groups, of the distributions that importlib.metadata would find by their names."""
+    seen: set[str] = set()
+    found = importlib.metadata.distributions() if path is None else importlib.metadata.distributions(path=list(path))
+    for distribution in found:
+        try:
+            name, version = _name_and_version(distribution)
+            if name:
+                key = normalized(name)
+                if key in seen:
+                    continue  # shadowed: an import would find the earlier one too
+                seen.add(key)
+            text = distribution.read_text("entry_points.txt")
+        except (OSError, UnicodeError) as error:
+            logger.warning("metadata of a distribution in %s cannot be read: %s", _place(distribution), error)
+            continue
+        if text is not None and GROUP_PREFIX in text:
+            for group, entry, value in _parse(text):
+                if group.startswith(GROUP_PREFIX):
+                    yield _Entry(group, entry, value, name or "(a distribution without a name)", version)
+
+
+def _place(distribution: Distribution) -> str:
+    try:
+        return str(distribution.locate_file(""))
+    except NotImplementedError:  # a finder of somebody's own need not have files
+        return repr(distribution)
+
+
+def _name_and_version(distribution: Distribution) -> tuple[str, str]:
+    """Both from the head of the metadata, read as text: parsing it all as an e-mail, as `.metadata` does, takes most of
+    the time of a listing. Format: PyPA "Core metadata specifications"; a blank line ends the head.
+    """
+    text = distribution.read_text("METADATA") or distribution.read_text("PKG-INFO") or distribution.read_text("") or ""
+    end = text.find("\n\n")
+    fields: dict[str, str] = {}
+    for match in _FIELD.finditer(text, 0, end if end >= 0 else len(text)):
+        fields.setdefault(match[1].lower(), match[2])
+        if len(fields) == 2:
+            break
+    return fields.get("name", ""), fields.get("version", "")
+
+
+def _parse(text: str) -> Iterator[tuple[str, str, str]]:
+    """Group, name and object reference (without extras, which mean nothing any more) of each entry.
+
+    Format: PyPA "Entry points specification", an INI file with `=` as its delimiter. A line that is neither a section
+    nor an entry is passed over, so that it costs one entry and not the listing.
+    """
+    group = ""
+    for raw in text.splitlines():
+        line = raw.strip()
+        if line.startswith("[") and line.endswith("]"):
+            group = line[1:-1].strip()
+        elif line and not line.startswith(("#", ";")):
+            name, equals, value = line.partition("=")
+            if equals:
+                yield group, name.strip(), "".join(value.partition("[")[0].split())
