@@ -180,8 +180,8 @@ def test_reset_before_headers_is_a_reset(server: FakeServer) -> None:
 
 def test_hang_before_headers_sends_nothing_until_its_time(server: FakeServer) -> None:
     with server.fault(Fault.HANG_BEFORE_HEADERS), pytest.raises(httpx.ReadTimeout):
-        ask(server, timeout=0.05)
-    assert server.requests[0].wait()
+        ask(server, timeout=0.1)
+    assert server.wait_for_requests(1)[0].wait()
     assert server.requests[0].gone_early
     server.fault(Fault.HANG_BEFORE_HEADERS, seconds=0.1)
     begin = time.monotonic()
@@ -193,7 +193,9 @@ def test_trickle_headers_sends_single_bytes(server: FakeServer) -> None:
     server.fault(Fault.TRICKLE_HEADERS, seconds=0.005)
     with raw(server) as sock:
         sock.sendall(request_bytes(server))
-        assert [sock.recv(100) for _ in range(12)] == [bytes([byte]) for byte in b"HTTP/1.1 200"]
+        pieces = [sock.recv(100) for _ in range(20)]
+    assert b"".join(pieces).startswith(b"HTTP/1.1 200 OK\r\n")
+    assert [len(piece) for piece in pieces].count(1) > 10  # a busy machine may read two at a time
     server.clear_faults()
     server.fault(Fault.TRICKLE_HEADERS, seconds=0)
     assert texts(server, ask(server).content)[:2] == (["1", " 2"] if isinstance(server, FakeOllama) else ["", "1"])
@@ -210,7 +212,7 @@ def test_not_http_is_none(server: FakeServer) -> None:
 
 def test_hang_between_chunks_stops_after_the_third(server: FakeServer) -> None:
     server.fault(Fault.HANG_BETWEEN_CHUNKS, after=3)
-    pieces, error = stream(server, timeout=0.1)
+    pieces, error = stream(server, timeout=0.3)
     assert isinstance(error, httpx.ReadTimeout)
     assert len(texts(server, b"".join(pieces))) == 3
     assert server.requests[0].wait()
@@ -287,12 +289,10 @@ def test_split_bytes_cuts_through_characters(server: FakeServer) -> None:
 
 
 def test_split_bytes_may_be_slow(server: FakeServer) -> None:
-    server.fault(Fault.SPLIT_BYTES, size=500, seconds=0.01)
-    with raw(server) as sock:
-        sock.sendall(request_bytes(server))
-        sock.recv(65536)
-        sizes = [len(sock.recv(65536)) for _ in range(4)]
-    assert all(size < 520 for size in sizes)
+    server.fault(Fault.SPLIT_BYTES, size=100, seconds=0.01)
+    begin = time.monotonic()
+    size = len(ask(server).content)
+    assert time.monotonic() - begin >= size / 100 * 0.01
 
 
 def test_one_send_holds_all_events(server: FakeServer) -> None:
@@ -396,11 +396,11 @@ def test_rate_limits_say_when_to_come_back(server: FakeServer) -> None:
 
 
 def test_loading_ends_by_itself(server: FakeServer) -> None:
-    server.fault(Fault.LOADING, seconds=0.2)
+    server.fault(Fault.LOADING, seconds=0.4)
     response = ask(server)
     assert response.status_code == 503
     assert "oading" in response.text
-    time.sleep(0.25)
+    time.sleep(0.45)
     assert ask(server).status_code == 200
 
 
@@ -420,7 +420,7 @@ def test_generation_hangs_while_metadata_answers(ollama: FakeOllama, vllm: FakeV
     for server, meta in ((ollama, "/api/tags"), (vllm, "/health")):
         server.fault(Fault.GENERATION_HANGS)
         with pytest.raises(httpx.ReadTimeout):
-            ask(server, timeout=0.05)
+            ask(server, timeout=0.1)
         assert get(server.url + meta).status_code == 200
 
 
@@ -528,7 +528,7 @@ def test_any_handler_can_misbehave() -> None:
 def test_clients_of_a_faulty_server_are_independent(server: FakeServer) -> None:
     server.fault(Fault.HANG_BETWEEN_CHUNKS, times=1)
     results: list[Exception | None] = []
-    threads = [threading.Thread(target=lambda: results.append(stream(server, timeout=0.3)[1])) for _ in range(4)]
+    threads = [threading.Thread(target=lambda: results.append(stream(server, timeout=0.7)[1])) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:

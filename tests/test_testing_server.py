@@ -64,7 +64,7 @@ def test_a_script_is_sent_as_it_is() -> None:
 
 
 def test_each_piece_is_one_send() -> None:
-    pieces: list[Step] = [b"one", Pause(0.05), b"two"]
+    pieces: list[Step] = [b"one", Pause(0.2), b"two"]
     with (
         FakeServer(lambda _: Script(pieces)) as server,
         socket.create_connection(("127.0.0.1", server.port), timeout=5) as sock,
@@ -150,7 +150,7 @@ def test_a_client_that_leaves_is_noticed_at_once() -> None:
         assert request.wait()
         assert request.gone_early
         assert request.ended is not None
-        assert request.ended - left < 0.1
+        assert request.ended - left < 0.3
 
 
 def test_a_generator_is_closed_when_its_client_leaves() -> None:
@@ -202,6 +202,16 @@ def test_what_a_handler_raises_is_raised_when_the_server_closes() -> None:
         with FakeServer(handler) as server:
             assert get(server.url).status_code == 500
     assert [type(error) for error in caught.value.exceptions] == [KeyError]
+
+
+def test_a_test_that_failed_is_told_what_the_handler_raised() -> None:
+    def handler(_: Request) -> Reply:
+        raise KeyError("oops")
+
+    with pytest.raises(AssertionError) as caught, FakeServer(handler) as server:
+        get(server.url)
+        raise AssertionError
+    assert caught.value.__notes__ == ["The handler of a fake server failed: KeyError('oops')"]
 
 
 def test_a_slow_reader_is_felt() -> None:

@@ -11,6 +11,8 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
+import msgspec
+
 from llm_hub.testing.exchange import Answer, Pause, Reply, Request, Step
 from llm_hub.testing.model import Generation, Prompt, TinyModel
 from llm_hub.testing.server import FakeServer
@@ -137,14 +139,25 @@ class LiveServer(FakeServer):
                 return self.not_found(path_exists=any(path == known for _, known in routes))
             body: Any = {}
             if request.method == "POST":
-                try:
-                    body = json.loads(request.body.decode())
-                except json.JSONDecodeError as error:
-                    raise self.bad_json(request, error) from error
+                body = self._decoded(request)
             answer = route(request, body)
             return await answer if inspect.isawaitable(answer) else answer
         except Refusal as refusal:
             return refusal.reply
+
+    def _decoded(self, request: Request) -> Any:
+        """The body, an object. Raises Refusal."""
+        try:
+            body = msgspec.json.decode(request.body)
+        except ValueError as error:  # DecodeError is one, and so is what broken UTF-8 raises
+            try:
+                json.loads(request.body.decode(errors="replace"))  # says where it broke, as the real servers do
+            except json.JSONDecodeError as where:
+                raise self.bad_json(request, where) from error
+            raise self.refusal(400, "the body is no valid UTF-8, or holds half of a surrogate pair") from error
+        if not isinstance(body, dict):
+            raise self.refusal(400, "the body must be a JSON object")
+        return body
 
     async def admit(self, request: Request) -> None:
         """Wait for a place to generate in; it is given back when the request is over. Raises Refusal: queue full."""

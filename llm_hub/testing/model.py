@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeAlias
 from llm_hub.testing import knowledge
 from llm_hub.testing.pictures import look
 from llm_hub.testing.schemas import fits, minimal_instance, shortest_match
-from llm_hub.testing.tokens import tokenize
+from llm_hub.testing.tokens import count_tokens, tokenize
 
 __all__ = ["Called", "Generation", "Piece", "Prompt", "TinyModel", "Turn"]
 
@@ -132,7 +132,7 @@ class TinyModel:
         for turn in prompt.turns:
             called = (f"<tool_call>{call.written(compact=prompt.compact)}</tool_call>" for call in turn.calls)
             total += _TOOL_TURN_TOKENS if turn.role == "tool" else _TURN_TOKENS
-            total += len(tokenize(turn.text + "\n".join(called))) + _IMAGE_TOKENS * len(turn.images)
+            total += count_tokens(turn.text + "\n".join(called)) + _IMAGE_TOKENS * len(turn.images)
         return total
 
     def generate(self, prompt: Prompt, *, choice: int = 0) -> Generation:

@@ -21,7 +21,7 @@ from llm_hub.testing.exchange import Answer, Reply, Request
 from llm_hub.testing.live import FakeModel, LiveServer, Refusal, Route, Speed
 from llm_hub.testing.model import Called, Generation, Piece, Prompt, Turn
 from llm_hub.testing.pictures import NotAnImage
-from llm_hub.testing.tokens import logprobs_of, token_id, tokenize
+from llm_hub.testing.tokens import count_tokens, logprobs_of, token_id, tokenize
 from llm_hub.testing.vectors import embed, normalised
 
 __all__ = ["FakeOllama"]
@@ -321,7 +321,12 @@ class FakeOllama(LiveServer):
             prompt = replace(prompt, turns=[*system, *others])
             if model.engine.count(prompt) <= num_ctx:
                 return prompt
-        return prompt
+        # The last message alone is too long: its end is kept, as much as there is room for.
+        room = num_ctx - model.engine.count(
+            replace(prompt, turns=[*system, *(replace(turn, text="") for turn in others)])
+        )
+        ends = [replace(t, text="".join(tokenize(t.text[-16 * num_ctx :])[-room:]) if room > 0 else "") for t in others]
+        return replace(prompt, turns=[*system, *ends])
 
     async def _chat(self, request: Request, body: Any) -> Answer:
         model = self._find(body)
@@ -373,7 +378,7 @@ class FakeOllama(LiveServer):
         vectors, tokens = [], 0
         dimension = min(body.get("dimensions") or model.dimension, model.dimension)
         for text in texts:
-            count = len(tokenize(text)) + 2
+            count = count_tokens(text) + 2
             if count > model.context and body.get("truncate") is False:
                 raise self.refusal(400, "the input length exceeds the context length")
             tokens += min(count, model.context)

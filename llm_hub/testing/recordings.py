@@ -99,7 +99,7 @@ def load(path: Path | str) -> Recording:
     path = Path(path)
     try:
         file = msgspec.json.decode(path.read_bytes(), type=_File)
-    except msgspec.MsgspecError as error:
+    except ValueError as error:
         raise ValueError(f"{path.name} is not a recorded exchange: {error}") from error
     return Recording(name=path.stem, request=file.request, response=file.response, note=file.note or "")
 

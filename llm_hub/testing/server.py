@@ -103,9 +103,12 @@ class FakeServer:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-        if self.failures and error is None:
-            failures, self.failures = self.failures, []
+        failures, self.failures = self.failures, []
+        if failures and error is None:
             raise ExceptionGroup("the handler of a fake server failed", failures)
+        if error is not None:  # a test that failed already is told what went wrong behind it
+            for failure in failures:
+                error.add_note(f"The handler of a fake server failed: {failure!r}")
 
     def start(self) -> None:
         """Listen; on the same port as before if it was stopped. Does nothing if it runs."""

@@ -15,7 +15,9 @@ __all__ = ["cosine", "embed", "normalised"]
 def embed(text: str, *, dimension: int = 384, max_tokens: int | None = None, salt: str = "") -> list[float]:
     """A vector of length 1. It depends on the text's first `max_tokens` tokens, and on `salt`, the model's name say."""
     total = [0.0] * dimension
-    for token in ["", *tokenize(text)[:max_tokens]]:  # the empty one gives the empty text a direction
+    # No token is longer than 13 characters: what is certainly beyond the limit is not even looked at.
+    seen = text if max_tokens is None else text[: 13 * max_tokens]
+    for token in ["", *tokenize(seen)[:max_tokens]]:  # the empty one gives the empty text a direction
         source = random.Random(zlib.crc32(f"{salt} {token.strip().lower()}".encode(errors="surrogatepass")))  # noqa: S311 - no secret
         weight = 0.2 if not token else 1.0
         for index in range(dimension):
