@@ -18,7 +18,6 @@ from typing import Any
 import httpcore
 import httpx
 import msgspec
-from llm_hub.settings import Named, Settings
 
 from llm_hub import Hub
 from llm_hub.capabilities import Capability
@@ -26,6 +25,7 @@ from llm_hub.config import BackendConfig
 from llm_hub.epochs import EpochStore
 from llm_hub.runtime import Runtime
 from llm_hub.selection import Ask
+from llm_hub.settings import Named, Settings
 from llm_hub.transport import Transport
 
 CHUNKS = 2000

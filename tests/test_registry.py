@@ -167,7 +167,7 @@ def test_asking_for_a_broken_one_is_always_an_error_with_cause_and_remedy(
     began = time.monotonic()
     with pytest.raises(error, match=says):
         registry.get(name)
-    assert time.monotonic() - began < 0.2, "it is not tried again"
+    assert time.monotonic() - began < 0.45, "it is not tried again"
 
 
 def test_what_is_blocked_is_never_imported(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,12 +9,12 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from llm_hub.settings import Assignment, Named, Settings
 
 from llm_hub.capabilities import Capability, Feature
 from llm_hub.config import BackendConfig
 from llm_hub.errors import HubError, NoBackend, PluginBroken, UnknownBackend, UnsupportedFeature
 from llm_hub.selection import Ask, Candidate, Decision, Rejected, Target, decides_by_default, select
+from llm_hub.settings import Assignment, Named, Settings
 
 TEXT, EMBEDDING, VISION = Capability.TEXT, Capability.EMBEDDING, Capability.VISION
 ALL = frozenset({TEXT, EMBEDDING, VISION})
