@@ -84,11 +84,12 @@ _UNSUPPORTED: tuple[tuple[re.Pattern[str], str, str | None], ...] = tuple(
 )
 _NOT_SUPPORTED = re.compile(r"not supported|not support|unsupported|not implemented", re.IGNORECASE)
 _NO_MODEL = re.compile(
-    r"\bmodel\b.*(?:does not exist|not found|not loaded|is unknown)|no such model|unknown model", re.I
+    r"^(?:the )?model [`'\"]?\S+ (?:does not exist|(?:was |is )?not found|is not loaded)|^no such model", re.IGNORECASE
 )
 _ALIASES = re.compile(
     r"(?:valid aliases|available models|known models)(?: are)?:? *\[?(?P<names>[^\]\n]+?)\]?\.?$", re.I
 )
+_NO_ROUTE = {"not found", "file not found"}  # FastAPI's words, and llama.cpp's
 _LOADING = re.compile(r"\bloading\b|\bstarting up\b|\bwarming up\b|still being loaded", re.IGNORECASE)
 _DEAD = re.compile(r"enginecore|engine.*(?:dead|died|error)|out of memory|cuda error|terminated", re.IGNORECASE)
 _VALIDATION = re.compile(r"'loc': '(?P<loc>[^']*)', 'msg': '(?P<msg>[^']*)'")
@@ -178,7 +179,7 @@ def classify(
 ) -> HubError:
     """`classify_error` for a Complaint."""
     if status is None or status == 200:
-        status = said.code if isinstance(said.code, int) and 400 <= said.code < 600 else 500
+        status = _status(said)
     if status in (401, 403) or said.type == "authentication_error" or said.code == "invalid_api_key":
         return AuthenticationFailed(  # without the server's words: they may repeat the key
             f"it refuses the API key, or wants one (status {status})",
@@ -190,8 +191,8 @@ def classify(
         overflow = _overflow(said, text)
         if overflow is not None:
             return overflow
-    if status == 404 and said.type == "detail":
-        return _no_route(text)
+    if status == 404 and text.lower() in _NO_ROUTE:
+        return _no_route()
     if refused and (said.code == "model_not_found" or _NO_MODEL.search(text)):
         return _no_model(text, model)
     if refused or status == 500:
@@ -211,6 +212,25 @@ def classify(
     if status >= 500 or status == 408:
         return BackendFailed(f"it failed ({status}): {text}", status=status, hint="See the log of the backend.")
     return InvalidRequest(f"it refuses the request ({status}): {text}")
+
+
+_STATUS = {
+    "authentication_error": 401,
+    "badrequesterror": 400,
+    "invalid_request_error": 400,
+    "not_found_error": 404,
+    "notfounderror": 404,
+    "overloaded_error": 503,
+    "rate_limit_error": 429,
+    "rate_limit_exceeded": 429,
+}
+
+
+def _status(said: Complaint) -> int:
+    """The status that an error within a stream would have had: its code says so (vLLM, llama.cpp), or else its type."""
+    if isinstance(said.code, int) and 400 <= said.code < 600:
+        return said.code
+    return _STATUS.get((said.type or "").lower(), 500)
 
 
 def _readable(message: str) -> str:
@@ -253,15 +273,13 @@ def _no_model(text: str, model: str | None) -> ModelNotFound:
     )
 
 
-def _no_route(text: str) -> HubError:
-    if text.lower() == "not found":
-        return UnsupportedFeature(
-            "it does not serve this route (404 Not Found): a server of another kind of model, such as an embedding "
-            "model, answers so",
-            features=("chat",),
-            hint="Check base_url, and what it serves: llm-hub models",
-        )
-    return InvalidRequest(f"it refuses the request (404): {text}")
+def _no_route() -> UnsupportedFeature:
+    return UnsupportedFeature(
+        "it does not serve this route (404 Not Found): a server of another kind of model, such as an embedding model, "
+        "answers so",
+        features=("chat",),
+        hint="Check base_url, and what it serves: llm-hub models",
+    )
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:

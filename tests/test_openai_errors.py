@@ -104,6 +104,39 @@ def test_a_context_that_is_too_short_is_recognised_with_both_numbers(
     assert (error.tokens, error.limit) == (tokens, limit)
 
 
+@pytest.mark.parametrize(
+    ("message", "found"),
+    [
+        ("The model `a/b-c` does not exist.", True),
+        ("model 'x' not found", True),
+        ("Model x is not loaded", True),
+        ("No such model: x", True),
+        ("This model's chat template is wrong: tool call not found", False),
+        ("The model answered, but the tool does not exist", False),
+    ],
+)
+def test_only_a_model_that_is_missing_is_a_missing_model(message: str, found: bool) -> None:
+    assert isinstance(classify_error(404, message, model="m"), ModelNotFound) is found
+
+
+@pytest.mark.parametrize(
+    ("type_", "code", "kind"),
+    [
+        ("invalid_request_error", None, InvalidRequest),
+        ("BadRequestError", "x", InvalidRequest),
+        ("authentication_error", None, AuthenticationFailed),
+        ("rate_limit_error", None, BackendOverloaded),
+        ("server_error", None, BackendFailed),
+        (None, 429, BackendOverloaded),
+        (None, 7, BackendFailed),
+    ],
+)
+def test_an_error_within_a_stream_is_told_by_its_code_or_else_its_type(
+    type_: str | None, code: str | int | None, kind: type[HubError]
+) -> None:
+    assert type(classify_error(None, "no", type=type_, code=code)) is kind
+
+
 def test_a_context_that_is_too_short_is_recognised_by_its_code_alone() -> None:
     assert isinstance(classify_error(400, "no", code="context_length_exceeded"), ContextOverflow)
     error = classify_error(400, "no", type="exceed_context_size_error", prompt_tokens=9, context=8)
@@ -145,6 +178,12 @@ def test_a_context_that_is_too_short_is_recognised_by_its_code_alone() -> None:
         (404, {"error": {"message": "The model `y` does not exist."}}, ModelNotFound, {"available": (), "model": "y"}),
         (400, {"error": {"message": "no", "code": "model_not_found"}}, ModelNotFound, {"model": "y"}),
         (404, {"detail": "Not Found"}, UnsupportedFeature, {"features": ("chat",)}),
+        (
+            404,
+            {"error": {"message": "File Not Found", "type": "not_found_error", "code": 404}},
+            UnsupportedFeature,
+            {"features": ("chat",)},
+        ),
         (404, b"404 page not found", ProtocolError, {"status": 404}),
         (405, b"", ProtocolError, {"status": 405}),
         (401, {"error": "Unauthorized"}, AuthenticationFailed, {}),

@@ -9,13 +9,13 @@ from typing import Any
 
 import httpcore
 import pytest
-from llm_hub_vllm.plugin import llm_hub_text
 
 from llm_hub.capabilities import TextBackend
 from llm_hub.config import BackendConfig, BuildContext
 from llm_hub.messages import ChatRequest, ImagePart, Message, Part, ResponseFormat, TextPart, Tool, ToolCall
 from llm_hub.testing import Recording, load_folder
 from llm_hub.transport import Transport
+from llm_hub_vllm.plugin import llm_hub_text
 
 WIRE = Path(__file__).parents[3] / "tests" / "data" / "wire" / "vllm"
 _DATA = "data:image/"

@@ -6,8 +6,6 @@ from typing import Any, TypeVar
 
 import msgspec
 import pytest
-from llm_hub_vllm.dialect import TokenCount, VLLMDialect
-from llm_hub_vllm.metrics import Load, parse_load
 
 from llm_hub.capabilities import Probe, Rung
 from llm_hub.dialect import Conversation, HttpReply
@@ -21,6 +19,8 @@ from llm_hub.errors import (
 )
 from llm_hub.messages import ChatRequest, Message, Tool
 from llm_hub.testing import Recording
+from llm_hub_vllm.dialect import TokenCount, VLLMDialect
+from llm_hub_vllm.metrics import Load, parse_load
 
 T = TypeVar("T")
 Recordings = dict[str, Recording]

@@ -11,9 +11,6 @@ from typing import Any
 import msgspec
 import pluggy
 import pytest
-from llm_hub_vllm import plugin
-from llm_hub_vllm.dialect import TokenCount, VLLMDialect
-from llm_hub_vllm.settings import VLLMSettings
 
 from llm_hub import hookspecs
 from llm_hub.call import Call
@@ -33,6 +30,9 @@ from llm_hub.messages import ChatRequest, Message
 from llm_hub.streams import collect
 from llm_hub.testing import FakeServer, Recording, ReplayServer, Reply
 from llm_hub.transport import Transport
+from llm_hub_vllm import plugin
+from llm_hub_vllm.dialect import TokenCount, VLLMDialect
+from llm_hub_vllm.settings import VLLMSettings
 
 Recordings = dict[str, Recording]
 Canonical = Callable[[dict[str, Any] | None], ChatRequest]

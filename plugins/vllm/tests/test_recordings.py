@@ -11,8 +11,6 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from llm_hub_vllm.dialect import TokenCount, VLLMDialect
-from llm_hub_vllm.metrics import Load, parse_load
 
 from llm_hub.call import Call
 from llm_hub.capabilities import ModelInfo, Rung, TextBackend
@@ -29,6 +27,8 @@ from llm_hub.errors import (
 from llm_hub.messages import ChatChunk, ChatRequest, ChatResponse, FinishReason, Message, TokenLogprob, Usage
 from llm_hub.streams import collect
 from llm_hub.testing import Recording
+from llm_hub_vllm.dialect import TokenCount, VLLMDialect
+from llm_hub_vllm.metrics import Load, parse_load
 
 Recordings = dict[str, Recording]
 Canonical = Callable[[dict[str, Any] | None], ChatRequest]

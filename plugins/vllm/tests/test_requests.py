@@ -7,13 +7,13 @@ from typing import Any
 
 import msgspec
 import pytest
-from llm_hub_vllm.dialect import VLLMDialect
-from llm_hub_vllm.settings import VLLMSettings
 
 from llm_hub.capabilities import Feature
 from llm_hub.errors import InvalidRequest, UnsupportedFeature
 from llm_hub.messages import ChatRequest, Message, Reasoning, ResponseFormat, Tool
 from llm_hub.testing import Recording
+from llm_hub_vllm.dialect import VLLMDialect
+from llm_hub_vllm.settings import VLLMSettings
 
 Canonical = Callable[[dict[str, Any] | None], ChatRequest]
 WEATHER = Tool(name="get_weather", parameters={"type": "object", "properties": {"city": {"type": "string"}}})

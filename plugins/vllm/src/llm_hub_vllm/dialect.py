@@ -115,9 +115,9 @@ class VLLMDialect(OpenAIDialect):
     # -- control ------------------------------------------------------------------------------------------------------
 
     def check_health(self, reply: HttpReply) -> None:
-        if reply.status == 503:  # it listens only once the model is loaded, so this is an end and no beginning
+        if reply.status == 503 and not reply.body:  # vLLM listens only once the model is loaded
             raise BackendFailed(
-                "its engine is dead (/health says 503)", status=503, hint="Restart it, and see its log."
+                "its engine is dead (/health says 503)", status=503, hint="See its log, and start it again."
             )
         super().check_health(reply)
 
