@@ -15,7 +15,7 @@ import httpx
 import pytest
 
 import llm_hub.testing
-from llm_hub.testing import FakeModel, FakeOllama, FakeVLLM, Speed, draw
+from llm_hub.testing import FakeModel, FakeOllama, FakeVLLM, Fault, Speed, draw
 
 # Loading the usual certificates takes longer than a test.
 CONTEXT = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
@@ -76,18 +76,21 @@ def until(condition: Callable[[], bool]) -> None:
 
 @pytest.mark.parametrize("make", [FakeOllama, FakeVLLM])
 def test_a_full_queue_refuses_and_the_others_take_turns(make: Any) -> None:
-    with make(parallel=1, max_queue=2, speed=Speed(first_token=0.4)) as server:
+    with make(parallel=1, max_queue=2) as server:
+        server.fault(Fault.SLOW_CHUNKS, seconds=60, times=1)
+        path = "/api/chat" if make is FakeOllama else "/v1/chat/completions"
         statuses: list[int] = []
-        threads = [threading.Thread(target=lambda: statuses.append(ask(server).status_code)) for _ in range(3)]
-        for thread in threads:
-            thread.start()
-        until(lambda: server.waiting == 2)
-        assert server.generating == 1
-        assert ask(server).status_code == 503
+        threads = [threading.Thread(target=lambda: statuses.append(ask(server).status_code)) for _ in range(2)]
+        with httpx.stream("POST", server.url + path, json=body(stream=True), verify=CONTEXT):
+            for thread in threads:
+                thread.start()
+            until(lambda: server.waiting == 2)
+            assert server.generating == 1
+            assert ask(server).status_code == 503
         for thread in threads:
             thread.join(10)
-        assert statuses == [200] * 3
-        assert (server.generating, server.waiting) == (0, 0)
+        assert statuses == [200] * 2
+        until(lambda: (server.generating, server.waiting) == (0, 0))
 
 
 @pytest.mark.parametrize("make", [FakeOllama, FakeVLLM])
@@ -99,7 +102,7 @@ def test_a_client_that_leaves_gives_its_place_back(make: Any) -> None:
         for request in server.requests:
             assert request.wait()
             assert request.gone_early
-        assert (server.generating, server.waiting) == (0, 0)
+        until(lambda: (server.generating, server.waiting) == (0, 0))
         assert ask(server, "").status_code == 200
 
 

@@ -6,6 +6,7 @@ TYPE_CHECKING = False  # type checkers take it for true; see llm_hub/__init__.py
 if TYPE_CHECKING:
     from typing import Any
 
+    from llm_hub.testing.distributions import install_distribution as install_distribution
     from llm_hub.testing.exchange import Close as Close
     from llm_hub.testing.exchange import Hang as Hang
     from llm_hub.testing.exchange import Pause as Pause
@@ -54,6 +55,7 @@ _HOME = {
     "TinyModel": "model",
     "Turn": "model",
     "draw": "pictures",
+    "install_distribution": "distributions",
     "load": "recordings",
     "load_folder": "recordings",
 }
@@ -81,6 +83,7 @@ __all__ = [
     "TinyModel",
     "Turn",
     "draw",
+    "install_distribution",
     "load",
     "load_folder",
 ]
