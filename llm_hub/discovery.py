@@ -124,9 +124,9 @@ def _conflict(entries: list[_Entry]) -> str | None:
     origins = sorted({entry.origin for entry in entries})
     if len(origins) > 1:
         return f"{len(origins)} distributions claim this name: {', '.join(origins)}"
-    if len({entry.value for entry in entries}) > 1:
-        named = ", ".join(sorted(f"{entry.group} names {entry.value}" for entry in entries))
-        return f"its entries name different objects: {named}"
+    values = sorted({entry.value for entry in entries})
+    if len(values) > 1:
+        return f"its entry points name different objects: {', '.join(values)}"
     return None
 
 
