@@ -52,6 +52,8 @@ def notes(*, quiet: bool = False) -> Iterator[None]:
     logger = logging.getLogger("llm_hub")
     handler = _Notes(logging.CRITICAL if quiet else logging.WARNING)
     logger.addHandler(handler)
+    if not debugging():
+        logger.setLevel(logging.WARNING)
     before, logger.propagate = logger.propagate, debugging()
     try:
         yield
