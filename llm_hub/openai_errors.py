@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Mapping
-from email.utils import parsedate_to_datetime
 from typing import Any, NamedTuple
 
 import msgspec
 
+from llm_hub.addresses import redacted
 from llm_hub.dialect import HttpReply
 from llm_hub.errors import (
     AuthenticationFailed,
@@ -39,60 +39,57 @@ class Complaint(NamedTuple):
 
 
 # -- reading the words of many servers --------------------------------------------------------------------------------
+# Patterns are compiled when the first error needs them: importing them compiled takes longer than all else here.
 
-_INT = r"(\d[\d,]*)"
-# Each gives `limit` and, where the server names them, `tokens`, or `prompt` and `answer` whose sum they are.
-_OVERFLOWS = tuple(
-    re.compile(pattern.replace("INT", r"\d[\d,]*"), re.IGNORECASE | re.DOTALL)
-    for pattern in (
-        # vLLM: an answer that is too long for what the prompt leaves
-        r"too large: (?P<answer>INT).*context length is (?P<limit>INT) tokens and your request has (?P<prompt>INT)",
-        r"context length is (?P<limit>INT) tokens.*you requested (?P<tokens>INT) (?:output )?tokens",
-        r"context length is (?P<limit>INT) tokens.*prompt contains (?:at least )?(?P<tokens>INT) (?:input )?tokens",
-        r"context length is (?P<limit>INT) tokens.*resulted in (?P<tokens>INT) tokens",
-        r"context length of (?P<limit>INT) tokens.*requested a total of (?P<tokens>INT) tokens",
-        r"max_tokens=(?P<tokens>INT) cannot be greater than max_model_len=(?:\w+=)?(?P<limit>INT)",
-        r"prompt \((?:total )?length (?P<tokens>INT)\).*(?:maximum model length of|context length) (?P<limit>INT)",
-        # llama.cpp
-        r"request \((?P<tokens>INT) tokens\) exceeds the available context size \((?P<limit>INT) tokens\)",
-        # SGLang, text-generation-inference, LM Studio
-        r"input \((?P<tokens>INT) tokens\) is longer than the model's context length \((?P<limit>INT) tokens\)",
-        r"must have less than (?P<limit>INT) tokens\. given: (?P<tokens>INT)",
-        r"first (?P<tokens>INT) tokens when context.*context length of only (?P<limit>INT) tokens",
-        r"maximum context length (?:is|of) (?P<limit>INT)",
-        r"exceeds? the (?:available |maximum )?context (?:size|length|window)",
-        r"context[_ ](?:length|size|window)[_ ]exceeded",
-    )
+# Each gives `limit` and, where the server names them, `tokens`, or `prompt` and `answer` whose sum they are. INT is a
+# number, perhaps with commas between its thousands.
+_OVERFLOWS = (
+    # vLLM: an answer that is too long for what the prompt leaves
+    r"too large: (?P<answer>INT).*context length is (?P<limit>INT) tokens and your request has (?P<prompt>INT)",
+    r"context length is (?P<limit>INT) tokens.*you requested (?P<tokens>INT) (?:output )?tokens",
+    r"context length is (?P<limit>INT) tokens.*prompt contains (?:at least )?(?P<tokens>INT) (?:input )?tokens",
+    r"context length is (?P<limit>INT) tokens.*resulted in (?P<tokens>INT) tokens",
+    r"context length of (?P<limit>INT) tokens.*requested a total of (?P<tokens>INT) tokens",
+    r"max_tokens=(?P<tokens>INT) cannot be greater than max_model_len=(?:\w+=)?(?P<limit>INT)",
+    r"prompt \((?:total )?length (?P<tokens>INT)\).*(?:maximum model length of|context length) (?P<limit>INT)",
+    # llama.cpp
+    r"request \((?P<tokens>INT) tokens\) exceeds the available context size \((?P<limit>INT) tokens\)",
+    # SGLang, text-generation-inference, LM Studio
+    r"input \((?P<tokens>INT) tokens\) is longer than the model's context length \((?P<limit>INT) tokens\)",
+    r"must have less than (?P<limit>INT) tokens\. given: (?P<tokens>INT)",
+    r"first (?P<tokens>INT) tokens when context.*context length of only (?P<limit>INT) tokens",
+    # anybody, with one number or none
+    r"maximum context length (?:is|of) (?P<limit>INT)",
+    r"exceeds? the (?:available |maximum )?context (?:size|length|window)",
+    r"context[_ ](?:length|size|window)[_ ]exceeded",
 )
+_READ = 4000  # characters of a message that are looked at
 _OVERFLOW_KINDS = {"context_length_exceeded", "exceed_context_size_error"}
 
-_UNSUPPORTED: tuple[tuple[re.Pattern[str], str, str | None], ...] = tuple(
-    (re.compile(pattern, re.IGNORECASE), feature, hint)
-    for pattern, feature, hint in (
-        (
-            r"tool choice requires|tools param requires|tool-call-parser|does not support tools",
-            "tools",
-            "Start the server with tool calling enabled (vLLM: --enable-auto-tool-choice --tool-call-parser NAME).",
-        ),
-        (
-            r"not a multimodal model|image input is not supported|at most 0 image|does not support (?:image|vision)",
-            "images",
-            "Send images to a model that sees.",
-        ),
-        (r"does not support (?:thinking|reasoning)", "reasoning", None),
-    )
+_UNSUPPORTED: tuple[tuple[str, str, str | None], ...] = (
+    (
+        r"tool choice requires|tools param requires|tool-call-parser|does not support tools",
+        "tools",
+        "Start the server with tool calling enabled (vLLM: --enable-auto-tool-choice --tool-call-parser NAME).",
+    ),
+    (
+        r"not a multimodal model|image input is not supported|at most 0 image|does not support (?:image|vision)",
+        "images",
+        "Send images to a model that sees.",
+    ),
+    (r"does not support (?:thinking|reasoning)", "reasoning", None),
 )
-_NOT_SUPPORTED = re.compile(r"not supported|not support|unsupported|not implemented", re.IGNORECASE)
-_NO_MODEL = re.compile(
-    r"^(?:the )?model [`'\"]?\S+ (?:does not exist|(?:was |is )?not found|is not loaded)|^no such model", re.IGNORECASE
-)
-_ALIASES = re.compile(
-    r"(?:valid aliases|available models|known models)(?: are)?:? *\[?(?P<names>[^\]\n]+?)\]?\.?$", re.I
-)
+_NOT_SUPPORTED = r"not support|unsupported|not implemented"
+_NO_MODEL = r"^(?:the )?model [`'\"]?\S+ (?:does not exist|(?:was |is )?not found|is not loaded)|^no such model"
+_ALIASES = r"(?:valid aliases|available models|known models)(?: are)?:? *\[?(?P<names>[^\]\n]+?)\]?\.?$"
 _NO_ROUTE = {"not found", "file not found"}  # FastAPI's words, and llama.cpp's
-_LOADING = re.compile(r"\bloading\b|\bstarting up\b|\bwarming up\b|still being loaded", re.IGNORECASE)
-_DEAD = re.compile(r"enginecore|engine.*(?:dead|died|error)|out of memory|cuda error|terminated", re.IGNORECASE)
-_VALIDATION = re.compile(r"'loc': '(?P<loc>[^']*)', 'msg': '(?P<msg>[^']*)'")
+_LOADING = r"\bloading\b|\bstarting up\b|\bwarming up\b"
+_DEAD = r"enginecore|engine.*(?:dead|died|error)|out of memory|cuda error|terminated"
+_VALIDATION = r"'loc': '(?P<loc>[^']*)', 'msg': '(?P<msg>[^']*)'"
+
+
+def _found(pattern: str, text: str) -> re.Match[str] | None:
+    return re.search(pattern.replace("INT", r"\d[\d,]*"), text, re.IGNORECASE | re.DOTALL)
 
 
 def first_words(body: bytes, limit: int = 120) -> str:
@@ -114,11 +111,8 @@ def _number(text: str | None) -> int | None:
 def _detail(detail: Any) -> str:
     """FastAPI's `detail`: text, or a list of what did not validate, of which the input is left out."""
     if isinstance(detail, list):
-        return "; ".join(
-            f"{'.'.join(str(step) for step in item.get('loc', ()))}: {item.get('msg', '')}"
-            for item in detail
-            if isinstance(item, dict)
-        )
+        items = [item for item in detail if isinstance(item, dict)]
+        return "; ".join(f"{'.'.join(map(str, item.get('loc') or ()))}: {item.get('msg', '')}" for item in items)
     return detail if isinstance(detail, str) else ""
 
 
@@ -193,20 +187,20 @@ def classify(
             return overflow
     if status == 404 and text.lower() in _NO_ROUTE:
         return _no_route()
-    if refused and (said.code == "model_not_found" or _NO_MODEL.search(text)):
-        return _no_model(text, model)
+    if refused and (said.code == "model_not_found" or _found(_NO_MODEL, text)):
+        return _no_model(said.message, text, model)
     if refused or status == 500:
         for pattern, feature, hint in _UNSUPPORTED:
-            if pattern.search(text):
+            if _found(pattern, text):
                 return UnsupportedFeature(f"it refuses {feature}: {text}", features=(feature,), hint=hint)
-    if status == 501 or (refused and (said.type == "not_supported_error" or _NOT_SUPPORTED.search(text))):
+    if status == 501 or (refused and (said.type == "not_supported_error" or _found(_NOT_SUPPORTED, text))):
         return UnsupportedFeature(f"it refuses the request: {text}")
     if status == 429:
         return BackendOverloaded(f"it sheds load: {text}", retry_after=retry_after, status=status)
     if status == 503:
-        if _DEAD.search(text):
+        if _found(_DEAD, text):
             return BackendFailed(f"it is broken: {text}", status=status, hint="Restart it; see its log.")
-        if _LOADING.search(text):
+        if _found(_LOADING, text):
             return BackendLoading(f"it is loading the model: {text}", status=status)
         return BackendOverloaded(f"it cannot take the request now: {text}", retry_after=retry_after, status=status)
     if status >= 500 or status == 408:
@@ -235,7 +229,7 @@ def _status(said: Complaint) -> int:
 
 def _readable(message: str) -> str:
     """The server's words; of a failed validation the place and the reason, without the input."""
-    found = [f"{match['loc']}: {match['msg']}" for match in _VALIDATION.finditer(message)]
+    found = [f"{match['loc']}: {match['msg']}" for match in re.finditer(_VALIDATION, message)]
     return _short("; ".join(found) if found else message)
 
 
@@ -243,7 +237,7 @@ def _overflow(said: Complaint, text: str) -> ContextOverflow | None:
     tokens, limit = said.prompt_tokens, said.context
     kinds = {said.type, said.code}
     for pattern in _OVERFLOWS:
-        match = pattern.search(text)
+        match = _found(pattern, said.message[:_READ])
         if match is None:
             continue
         groups = match.groupdict()
@@ -264,8 +258,8 @@ def _overflow(said: Complaint, text: str) -> ContextOverflow | None:
     )
 
 
-def _no_model(text: str, model: str | None) -> ModelNotFound:
-    match = _ALIASES.search(text)
+def _no_model(message: str, text: str, model: str | None) -> ModelNotFound:
+    match = _found(_ALIASES, message[:_READ].strip())
     available = tuple(name.strip(" '\"`") for name in match["names"].split(",")) if match else ()
     hint = f"Ask for one of those that it has: {', '.join(available)}." if available else "See: llm-hub models"
     return ModelNotFound(
@@ -291,6 +285,8 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
         return max(0.0, float(value)) if float(value) < float("inf") else None
     except ValueError:
         pass
+    from email.utils import parsedate_to_datetime  # slow to import, and rarely needed
+
     try:
         return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
     except ValueError:
@@ -301,7 +297,7 @@ def reply_error(reply: HttpReply, *, model: str | None = None) -> HubError:
     """The typed error for a whole answer that is no success."""
     status = reply.status
     if 300 <= status < 400:
-        place = reply.headers.get("location", "").partition("?")[0]
+        place = redacted(reply.headers.get("location", ""))
         return ProtocolError(
             f"it redirects ({status}) to {place or 'nowhere'}, and redirects are not followed",
             status=status,

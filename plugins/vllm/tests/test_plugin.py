@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from importlib.metadata import entry_points
 from typing import Any
@@ -68,6 +70,15 @@ def test_the_entry_point_names_a_plugin_whose_hooks_fit_their_specifications() -
     assert manifest.settings is VLLMSettings
     assert manifest.default_url == "http://127.0.0.1:8000"
     assert manifest.features == VLLMDialect().features
+
+
+def test_importing_the_plugin_loads_no_http_client() -> None:
+    code = (
+        "import sys, llm_hub_vllm.plugin; print([name for name in "
+        "('httpcore', 'asyncio', 'ssl', 'email.utils', 'h11') if name in sys.modules])"
+    )
+    loaded = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+    assert loaded.strip() == "[]"
 
 
 @pytest.mark.parametrize(
