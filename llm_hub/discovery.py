@@ -29,8 +29,9 @@ class Installed(msgspec.Struct, frozen=True, kw_only=True):
     """A plugin as its distribution's metadata declares it; nothing of it was imported.
 
     `value` is the object reference, `module` or `module:attribute`. `conflict` says why the name does not mean one
-    object: two distributions claim it, or its entries name different objects. `unknown_groups` are the groups of the
-    hub's prefix that hold its name and that this core does not know: misspelt, or of a newer core.
+    object: two distributions claim it (`rivals` has all of them), or its entries name different objects.
+    `unknown_groups` are the groups of the hub's prefix that hold its name and that this core does not know: misspelt, or
+    of a newer core.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Installed(msgspec.Struct, frozen=True, kw_only=True):
     distribution: str
     version: str
     conflict: str | None = None
+    rivals: tuple[str, ...] = ()
     unknown_groups: tuple[str, ...] = ()
 
     @property
@@ -102,11 +104,8 @@ class _Entry(msgspec.Struct, frozen=True):
 
 def _installed(name: str, entries: list[_Entry]) -> Installed:
     """What the entries of one name amount to."""
-    first = entries[0]
-    conflict = None
-    if len(entries) > 1:
-        first = min(entries, key=lambda entry: (normalized(entry.distribution), entry.group))
-        conflict = _conflict(entries)
+    first = min(entries, key=lambda entry: (normalized(entry.distribution), entry.group))
+    owners = sorted({entry.distribution for entry in entries})
     known = [_CAPABILITIES[entry.group] for entry in entries if entry.group in _CAPABILITIES]
     unknown = {entry.group for entry in entries if entry.group not in _CAPABILITIES}
     return Installed(
@@ -115,7 +114,8 @@ def _installed(name: str, entries: list[_Entry]) -> Installed:
         value=first.value,
         distribution=first.distribution,
         version=first.version,
-        conflict=conflict,
+        conflict=_conflict(entries) if len(entries) > 1 else None,
+        rivals=tuple(owners) if len(owners) > 1 else (),
         unknown_groups=tuple(sorted(unknown)),
     )
 

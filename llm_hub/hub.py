@@ -151,11 +151,12 @@ class Hub:
         from llm_hub.settings import Settings
 
         settings = settings or Settings()
-        self._registry = registry or Registry(
-            allowed=settings.allowed, disabled=settings.disabled, strict=settings.strict
-        )
-        for name, plugin in (plugins or {}).items():
-            self._registry.add(name, plugin)
+        if registry is None:
+            registry = Registry(plugins=plugins, allowed=settings.allowed, disabled=settings.disabled)
+        else:
+            for name, plugin in (plugins or {}).items():
+                registry.add(name, plugin)
+        self._registry = registry
         if settings.strict:
             self._registry.check()
         for warning in settings.warnings:
@@ -179,10 +180,14 @@ class Hub:
         Raises SettingsError, which names the variable or the line.
         """
         from llm_hub.discovery import installed
+        from llm_hub.registry import Registry
         from llm_hub.settings import Settings
 
-        names = {plugin.name for plugin in installed()} | set(plugins or ())
-        return cls(Settings.from_env(environ, plugins=names, config=config), plugins=plugins, progress=progress)
+        found = installed()
+        names = {plugin.name for plugin in found} | set(plugins or ())
+        settings = Settings.from_env(environ, plugins=names, config=config)
+        registry = Registry(found, plugins=plugins, allowed=settings.allowed, disabled=settings.disabled)
+        return cls(settings, registry=registry, progress=progress)
 
     # -- asking -------------------------------------------------------------------------------------------------------
 

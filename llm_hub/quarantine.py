@@ -1,96 +1,115 @@
-"""Running foreign code so that it harms nobody: in a thread that is given up when it hangs, or in a process of its own."""
+"""Foreign code run where it harms nobody: once, in a thread of its own, given up when it hangs, its failure described."""
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable
-from typing import TypeVar
+from types import FrameType, TracebackType
+from typing import Generic, TypeVar
 
-__all__ = ["Hung", "import_apart", "load_guarded", "trace"]
+__all__ = ["Attempt", "Hung", "said", "trace"]
 
 T = TypeVar("T")
 
+_MACHINERY = ("llm_hub.", "stevedore.", "importlib", "threading", "pluggy.")  # its frames say nothing about the culprit
+_LONGEST = 20_000  # characters of a traceback that are kept
+
 
 class Hung(Exception):
-    """The work did not end in time; `stack` is where it was."""
+    """The work did not end in time. `stack` is where it is; `waits_for_import` says that it waits for an import."""
 
-    def __init__(self, stack: str) -> None:
-        super().__init__("hung")
+    def __init__(self, stack: str, *, waits_for_import: bool) -> None:
+        super().__init__("it hangs")
         self.stack = stack
+        self.waits_for_import = waits_for_import
 
 
-def load_guarded(work: Callable[[], T], *, name: str, seconds: float) -> T:
-    """Run it in a daemon thread, for so many seconds at most. Raises what it raises (SystemExit too), or Hung.
+class Attempt(Generic[T]):
+    """Work that runs once, in a daemon thread, with so many seconds from now; any number of threads may wait for it.
 
-    A thread that hangs is left behind: nothing in Python can end it, and as a daemon it does not hold up the exit.
+    Not in the calling thread, because nothing in Python can interrupt an import from outside; a thread can at least be
+    left behind, and as a daemon it does not hold up the exit. Whoever waits can be interrupted (KeyboardInterrupt)
+    without harm to the work. Code that hangs without releasing the GIL cannot be bounded this way.
     """
-    results: list[T] = []
-    failures: list[BaseException] = []
 
-    def run() -> None:
+    def __init__(self, work: Callable[[], T], *, name: str, timeout: float) -> None:
+        self._work = work
+        self._deadline = time.monotonic() + timeout
+        self._done = threading.Event()
+        self._results: list[T] = []
+        self._failures: list[BaseException] = []
+        self._thread = threading.Thread(target=self._run, name=f"llm-hub-load-{name}", daemon=True)
+
+    def start(self) -> None:
+        """Begin. Raises RuntimeError where the process can have no more threads."""
         try:
-            results.append(work())
-        except BaseException as error:  # noqa: BLE001 - handed to the caller, who raises it
-            failures.append(error)
+            self._thread.start()
+        except RuntimeError as error:
+            self._failures.append(error)
+            self._done.set()
+            raise
 
-    thread = threading.Thread(target=run, name=f"llm-hub-load-{name}", daemon=True)
-    thread.start()
-    thread.join(seconds)
-    if thread.is_alive():
-        frame = sys._current_frames().get(thread.ident or 0)
-        raise Hung("".join(traceback.format_stack(frame)) if frame is not None else "")
-    if failures:
-        raise failures[0]
-    return results[0]
+    def _run(self) -> None:
+        try:
+            self._results.append(self._work())
+        except BaseException as error:  # noqa: BLE001 - raised again for each who waits
+            self._failures.append(error)
+        finally:
+            self._done.set()
+
+    def wait(self) -> T:
+        """The result. Raises what the work raised, or Hung once the time is over."""
+        if not self._done.wait(max(self._deadline - time.monotonic(), 0)):
+            frame = sys._current_frames().get(self._thread.ident or 0)
+            if not self._done.is_set():
+                raise Hung(_stack(frame), waits_for_import=_waits_for_import(frame))
+        if self._failures:
+            raise self._failures[0]
+        return self._results[0]
+
+
+def said(error: BaseException) -> str:
+    """Type and message of an error on one line, whatever its `__str__` does."""
+    line = " ".join("".join(traceback.format_exception_only(error)).split())
+    return line if len(line) <= 500 else f"{line[:500]}..."
 
 
 def trace(error: BaseException) -> str:
-    """The traceback of an error, with its causes."""
-    return "".join(traceback.format_exception(error))
+    """The traceback of an error with its causes, from the first frame of foreign code."""
+    found = traceback.TracebackException(type(error), error, _foreign(error.__traceback__))
+    return _shortened("".join(found.format()))
 
 
-_CODE = """
-import os, sys
-channel = os.fdopen(os.dup(1), "wb")
-os.dup2(2, 1)
-import msgspec
-from llm_hub.registry import Registry
-report = Registry(timeout=float(sys.argv[2])).report(sys.argv[1], load=True)
-channel.write(msgspec.json.encode(report))
-channel.close()
-os._exit(0)
-"""
+def _foreign(tb: TracebackType | None) -> TracebackType | None:
+    while tb is not None and _is_machinery(tb.tb_frame):
+        tb = tb.tb_next
+    return tb
 
 
-def import_apart(name: str, *, timeout: float) -> bytes | tuple[str, str]:
-    """The report on one plugin, as JSON, from a process of its own; or the reason and output, if that process failed.
-
-    What the plugin prints goes to standard error there, so it cannot be taken for the report.
-    """
-    environ = {key: value for key, value in os.environ.items() if key not in ("LLM_HUB_PLUGINS", "LLM_HUB_DISABLE")}
-    command = [sys.executable, "-c", _CODE, name, str(timeout)]
-    process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL, env=environ
-    )
-    try:
-        out, err = process.communicate(
-            timeout=timeout + 5
-        )  # the process limits the import itself; this is for a stuck one
-    except subprocess.TimeoutExpired:
-        process.kill()
-        _, err = process.communicate()
-        return f"importing it took more than {timeout:g} s", _tail(err)
-    if process.returncode == 0 and out:
-        return out
-    if process.returncode < 0:
-        return f"importing it crashed the interpreter ({signal.Signals(-process.returncode).name})", _tail(err)
-    return f"importing it ended the interpreter with exit code {process.returncode}", _tail(err)
+def _stack(frame: FrameType | None) -> str:
+    frames = list(traceback.walk_stack(frame))[::-1] if frame is not None else []
+    first = next((at for at, (one, _) in enumerate(frames) if not _is_machinery(one)), 0)
+    return _shortened("".join(traceback.StackSummary.extract(iter(frames[first:])).format()))
 
 
-def _tail(output: bytes) -> str:
-    return output.decode("utf-8", "replace")[-2000:]
+def _is_machinery(frame: FrameType) -> bool:
+    name = str(frame.f_globals.get("__name__", ""))
+    return name.startswith(_MACHINERY) or frame.f_code.co_filename.startswith("<frozen importlib")
+
+
+def _waits_for_import(frame: FrameType | None) -> bool:
+    """Is this thread waiting for the lock of a module that another thread is importing?"""
+    while frame is not None and frame.f_code.co_filename == "<frozen importlib._bootstrap>":
+        if frame.f_code.co_name == "acquire":
+            return True
+        frame = frame.f_back
+    return False
+
+
+def _shortened(text: str) -> str:
+    if len(text) <= _LONGEST:
+        return text
+    return f"{text[: _LONGEST // 2]}\n  ... {len(text) - _LONGEST} characters left out ...\n{text[-_LONGEST // 2 :]}"

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import enum
-import threading
+import os
 import time
+import types
 from collections.abc import Iterable, Mapping
 from typing import cast
 
@@ -12,9 +14,9 @@ import msgspec
 import pluggy
 
 from llm_hub import hookspecs
-from llm_hub.capabilities import Backend, Capability
+from llm_hub.capabilities import Backend, Capability, Feature
 from llm_hub.config import BackendConfig, BuildContext
-from llm_hub.discovery import Installed, installed, load
+from llm_hub.discovery import Installed, installed, load, normalized
 from llm_hub.errors import (
     HubError,
     PluginBlocked,
@@ -26,20 +28,23 @@ from llm_hub.errors import (
     SettingsError,
 )
 from llm_hub.manifest import KnownBad, PluginManifest, check_api_version
-from llm_hub.quarantine import Hung, import_apart, load_guarded, trace
+from llm_hub.plugin_checks import HOOKS, MANIFEST_HOOK, Fault, check_backend, check_hook, check_hooks, check_manifest
+from llm_hub.quarantine import Attempt, Hung, said, trace
 
 __all__ = ["KNOWN_BAD_PLUGINS", "Plugin", "PluginReport", "PluginStatus", "Registry", "check_apart"]
 
 KNOWN_BAD_PLUGINS: Mapping[str, tuple[KnownBad, ...]] = {}
-"""Versions of plugin distributions that must not be used, each with the reason; by the name of the distribution."""
+"""Versions of plugin distributions that must not be imported, each with the reason; by the distribution's name."""
 
-_SPECS = {name for name in vars(hookspecs) if name.startswith("llm_hub_")}
-_METHODS = {
-    Capability.TEXT: ("chat", "achat", "stream", "astream"),
-    Capability.EMBEDDING: ("embed", "aembed"),
-    Capability.VISION: ("chat", "achat", "stream", "astream"),
-}
-_COMMON = ("features", "models", "amodels", "probe", "aprobe", "close")
+
+def _specs(names: Iterable[str]) -> types.ModuleType:
+    module = types.ModuleType("llm_hub_specs")
+    vars(module).update({name: getattr(hookspecs, name) for name in names})
+    return module
+
+
+_FIRST_SPEC = _specs([MANIFEST_HOOK])
+_OTHER_SPECS = _specs(sorted(HOOKS - {MANIFEST_HOOK}))
 
 
 class PluginStatus(enum.StrEnum):
@@ -50,13 +55,30 @@ class PluginStatus(enum.StrEnum):
     AVAILABLE = "available"
     """Imported and valid."""
     BLOCKED = "blocked"
+    """Kept out by LLM_HUB_PLUGINS or LLM_HUB_DISABLE; never imported."""
     CONFLICT = "conflict"
+    """Two distributions claim the name, or its entries name different objects; never imported."""
     INCOMPATIBLE = "incompatible"
+    """For another api version, or a version known to be bad."""
     BROKEN = "broken"
+    """Raised, exited or hung while it was loaded, or its hooks are wrong."""
+    MISSING = "not installed"
+    """No distribution offers it."""
+
+
+_STATUS: Mapping[type[PluginError], PluginStatus] = {
+    PluginNotFound: PluginStatus.MISSING,
+    PluginBlocked: PluginStatus.BLOCKED,
+    PluginConflict: PluginStatus.CONFLICT,
+    PluginIncompatible: PluginStatus.INCOMPATIBLE,
+}
 
 
 class PluginReport(msgspec.Struct, frozen=True, kw_only=True):
-    """What is known of a plugin. `details` is a traceback, or the stack on which it hangs; `seconds` its load time."""
+    """What is known of a plugin. `details` is a traceback, or the stack on which it hangs.
+
+    `seconds` is how long loading took; None for that, `api_version` and `features` where it was not loaded.
+    """
 
     name: str
     status: PluginStatus
@@ -64,6 +86,7 @@ class PluginReport(msgspec.Struct, frozen=True, kw_only=True):
     distribution: str
     version: str
     api_version: str | None = None
+    features: frozenset[Feature] | None = None
     summary: str = ""
     reason: str | None = None
     hint: str | None = None
@@ -77,104 +100,88 @@ class Plugin:
     def __init__(self, found: Installed, subject: object) -> None:
         self.name = found.name
         self.installed = found
+        if subject is None:
+            raise Fault("its entry points name None", "Name a module, or an object with hooks.")
         manager = pluggy.PluginManager(hookspecs.PROJECT)
-        manager.add_hookspecs(hookspecs)
-        try:
-            manager.register(subject, name=found.name)
-            manager.check_pending()
-        except (pluggy.PluginValidationError, ValueError) as error:
-            raise self._broken(
-                f"its hooks are wrong: {error}", "Correct the names and arguments of its hooks."
-            ) from error
         self._hook = manager.hook
-        self._check_hooks(subject, manager)
-        self.manifest = self._manifest()
+        try:
+            # The manifest comes first: hooks of another api version are not misspelt, they are of another api version.
+            manager.add_hookspecs(_FIRST_SPEC)
+            manager.register(subject, name=found.name)
+            declared = self._declared() if check_hook(manager, subject, MANIFEST_HOOK) else None
+            manager.add_hookspecs(_OTHER_SPECS)
+            check_hooks(manager, subject, found.capabilities)
+            manager.check_pending()
+        except pluggy.PluginValidationError as error:
+            raise Fault(f"its hooks are wrong: {' '.join(str(error).split())}", "Correct them.") from error
+        assert declared is not None  # check_hooks has seen the hook
+        check_manifest(declared)
+        self.manifest = declared
 
-    def _broken(self, message: str, hint: str) -> PluginBroken:
-        return PluginBroken(message, plugin=self.name, hint=hint)
-
-    def _check_hooks(self, subject: object, manager: pluggy.PluginManager) -> None:
-        """Every function that looks like a hook is one, and the hooks fit the entry points."""
-        implemented = {caller.name for caller in manager.get_hookcallers(subject) or ()}
-        for name in dir(subject):
-            if name.startswith("llm_hub_") and name not in implemented and callable(getattr(subject, name, None)):
-                known = f"There are: {', '.join(sorted(_SPECS))}."
-                why = "is no hook" if name not in _SPECS else "is not marked with @hookimpl"
-                raise self._broken(
-                    f"its function {name} {why}", known if name not in _SPECS else "Mark it: @llm_hub.hookimpl"
-                )
-        if "llm_hub_manifest" not in implemented:
-            raise self._broken("it has no llm_hub_manifest hook", "Add one that returns a PluginManifest.")
-        for capability in Capability:
-            hook, offered = f"llm_hub_{capability}", capability in self.installed.capabilities
-            if offered and hook not in implemented:
-                raise self._broken(
-                    f"its entry points offer {capability}, but it has no hook {hook}",
-                    "Add the hook, or remove the entry point.",
-                )
-            if hook in implemented and not offered:
-                raise self._broken(
-                    f"it has a hook {hook}, but no entry point in the group {capability.group}", "Add the entry point."
-                )
-
-    def _manifest(self) -> PluginManifest:
+    def _declared(self) -> PluginManifest:
         try:
             manifest = self._hook.llm_hub_manifest()
-        except Exception as error:
-            raise self._broken(
-                f"its manifest hook raised {type(error).__name__}: {error}", "See the traceback."
-            ) from error
+        except PluginError:
+            raise
+        except (Exception, SystemExit) as error:
+            raise Fault(f"its manifest hook raised {said(error)}", "A manifest is plain data.") from error
         if not isinstance(manifest, PluginManifest):
-            raise self._broken(f"its manifest hook returned a {type(manifest).__name__}", "Return a PluginManifest.")
+            raise Fault(f"its manifest hook returned a {type(manifest).__name__}", "Return a PluginManifest.")
         check_api_version(self.name, manifest.api_version)
-        settings: object = manifest.settings
-        if settings is not None and not (isinstance(settings, type) and issubclass(settings, msgspec.Struct)):
-            raise self._broken(
-                "the settings of its manifest are no msgspec.Struct class", "Name a Struct class, or None."
-            )
         return manifest
 
     def build(self, capability: Capability, config: BackendConfig, context: BuildContext) -> Backend | None:
         """A backend from this configuration, None if the plugin declines.
 
-        Raises the plugin's HubError, or PluginBroken for anything else that it raises or returns.
+        Raises the plugin's HubError, PluginBroken for anything else that it raises or returns, and PluginNotFound if it
+        does not offer the capability.
         """
+        origin = self.installed.origin
+        if capability not in self.installed.capabilities:
+            offers = ", ".join(sorted(self.installed.capabilities))
+            raise PluginNotFound(
+                f"{origin} offers {offers}, not {capability}",
+                plugin=self.name,
+                hint="`llm-hub plugins` lists what is installed and offers it.",
+            )
+        hint = f"This is a fault of the plugin, not of the settings: upgrade it (pip install -U {self.installed.distribution}) or report it."
         try:
             built = getattr(self._hook, f"llm_hub_{capability}")(config=config, context=context)
-        except HubError:
+            if built is not None:
+                check_backend(built, capability)
+        except HubError as error:
+            if error.backend is None and not isinstance(error, PluginError):
+                error.backend = config.name
             raise
-        except Exception as error:
+        except Fault as fault:
             raise PluginBroken(
-                f"building {config.name!r} raised {type(error).__name__}: {error}",
+                f"{origin}: {fault.message}", plugin=self.name, hint=f"{fault.hint} {hint}"
+            ) from fault.__cause__
+        except (Exception, SystemExit) as error:
+            raise PluginBroken(
+                f"{origin}: building {config.name!r} raised {said(error)}",
                 plugin=self.name,
                 details=trace(error),
-                hint="This is a fault of the plugin: report it there.",
+                hint=hint,
             ) from error
-        if built is None:
-            return None
-        missing = [name for name in (*_COMMON, *_METHODS[capability]) if not hasattr(built, name)]
-        if missing:
-            raise self._broken(
-                f"the {capability} backend that it built, a {type(built).__name__}, lacks {', '.join(missing)}",
-                "Implement the Protocol of llm_hub.capabilities.",
-            )
-        return cast("Backend", built)
+        return cast("Backend | None", built)
 
 
 class Registry:
-    """The plugins of a hub. Safe to use from any thread; each plugin is loaded at most once, when it is asked for.
+    """The plugins of a hub. Safe to use from any thread and after a fork; each plugin is loaded once, when asked for.
 
-    `found` are the installed plugins, read from metadata if None. `allowed` (None: all) and `disabled` keep plugins out
-    without importing them; unknown names in either are a SettingsError. `timeout` in seconds, for each import.
+    `found` are the installed plugins, read from metadata if None. `plugins` are objects with hooks that are used
+    besides, or in place of an installed plugin of the name. `allowed` (None: all) names what may be imported, `disabled`
+    what may not be used; unknown names in either are a SettingsError. `timeout` in seconds, for each plugin.
     """
 
     def __init__(
         self,
         found: Iterable[Installed] | None = None,
         *,
+        plugins: Mapping[str, object] | None = None,
         allowed: frozenset[str] | None = None,
         disabled: frozenset[str] = frozenset(),
-        strict: bool = False,
         timeout: float = 10.0,
         known_bad: Mapping[str, tuple[KnownBad, ...]] = KNOWN_BAD_PLUGINS,
     ) -> None:
@@ -182,27 +189,34 @@ class Registry:
         self._given: dict[str, object] = {}
         self._allowed = allowed
         self._disabled = disabled
-        self._strict = strict
         self._timeout = timeout
-        self._known_bad = known_bad
+        self._known_bad = {normalized(name): entries for name, entries in known_bad.items()}
         self._outcomes: dict[str, Plugin | PluginError] = {}
         self._seconds: dict[str, float] = {}
-        self._locks = {name: threading.Lock() for name in self._found}
-        for variable, names in (("LLM_HUB_PLUGINS", allowed or ()), ("LLM_HUB_DISABLE", disabled)):
+        # By process too: a thread that loads does not survive a fork. And without a lock: one that is held would.
+        self._attempts: dict[tuple[str, int], Attempt[Plugin | PluginError]] = {}
+        for name, plugin in (plugins or {}).items():
+            self.add(name, plugin)
+        self._check_names()
+
+    def _check_names(self) -> None:
+        for variable, names in (("LLM_HUB_PLUGINS", self._allowed or ()), ("LLM_HUB_DISABLE", self._disabled)):
             for name in sorted(names):
                 if name not in self._found:
                     raise SettingsError(
                         f"there is no plugin {name!r} installed",
                         where=variable,
-                        hint=f"Installed are: {', '.join(sorted(self._found)) or 'none'}.",
+                        hint=f"Installed are: {', '.join(self.names()) or 'none'}.",
                     )
+
+    # -- what there is ------------------------------------------------------------------------------------------------
 
     def names(self) -> tuple[str, ...]:
         """The names of all plugins, whatever their state, sorted."""
         return tuple(sorted(self._found))
 
     def offering(self, capability: Capability) -> tuple[str, ...]:
-        """The plugins that offer this, by metadata alone."""
+        """The plugins that offer this, whatever their state, by metadata alone."""
         return tuple(name for name in self.names() if capability in self._found[name].capabilities)
 
     def add(self, name: str, plugin: object, capabilities: Iterable[Capability] | None = None) -> None:
@@ -218,13 +232,13 @@ class Registry:
         )
         self._given[name] = plugin
         self._outcomes.pop(name, None)
-        self._locks[name] = threading.Lock()
+        self._attempts.pop((name, os.getpid()), None)
 
     def problem(self, name: str) -> PluginError | None:
         """Why the plugin cannot be used, as far as is known without importing it; None if nothing is."""
         outcome = self._outcomes.get(name)
-        if isinstance(outcome, PluginError):
-            return outcome
+        if outcome is not None:
+            return _again(outcome) if isinstance(outcome, PluginError) else None
         found = self._found.get(name)
         if found is None:
             return PluginNotFound(
@@ -232,143 +246,230 @@ class Registry:
                 plugin=name,
                 hint=f"Install it: pip install llm-hub-{name}. Installed are: {', '.join(self.names()) or 'none'}.",
             )
+        origin = found.origin
         if name in self._disabled:
-            return PluginBlocked("LLM_HUB_DISABLE keeps it out", plugin=name, hint="Take it out of LLM_HUB_DISABLE.")
-        if self._allowed is not None and name not in self._allowed and name not in self._given:
-            return PluginBlocked("LLM_HUB_PLUGINS does not allow it", plugin=name, hint="Add it to LLM_HUB_PLUGINS.")
-        if found.conflict is not None:
-            hint = (
-                "Uninstall one of them."
-                if "distributions" in found.conflict
-                else "Report it to the author of the plugin."
+            return PluginBlocked(
+                f"LLM_HUB_DISABLE keeps out {origin}", plugin=name, hint="Take it out of LLM_HUB_DISABLE."
             )
-            return PluginConflict(found.conflict, plugin=name, hint=hint)
+        if self._allowed is not None and name not in self._allowed and name not in self._given:
+            return PluginBlocked(
+                f"LLM_HUB_PLUGINS does not allow {origin}", plugin=name, hint="Add it to LLM_HUB_PLUGINS."
+            )
+        if found.conflict is not None:
+            remedy = f"Uninstall all but one: pip uninstall {' '.join(found.rivals)}" if found.rivals else None
+            return PluginConflict(found.conflict, plugin=name, hint=remedy or self._remedy(found))
         return self._bad(found)
 
     def _bad(self, found: Installed) -> PluginIncompatible | None:
-        entries = self._known_bad.get(found.distribution, ())
+        if not found.capabilities and found.unknown_groups:
+            return PluginIncompatible(
+                f"{found.origin} offers only what this core does not know: {', '.join(found.unknown_groups)}",
+                plugin=found.name,
+                hint=f"There are: {', '.join(one.group for one in Capability)}. If the group is not misspelt, "
+                "upgrade the core: pip install -U llm-hub-core",
+            )
+        entries = self._known_bad.get(normalized(found.distribution), ())
         bad = PluginManifest(api_version="", known_bad=entries).bad_version(found.version) if entries else None
         if bad is None:
             return None
         return PluginIncompatible(
-            f"{found.distribution} {found.version} is known to be bad: {bad.reason}",
-            plugin=found.name,
-            hint=f"Upgrade it: pip install -U {found.distribution}",
+            f"{found.origin} is known to be bad: {bad.reason}", plugin=found.name, hint=self._remedy(found)
         )
 
+    # -- loading ------------------------------------------------------------------------------------------------------
+
     def get(self, name: str) -> Plugin:
-        """The plugin, loaded and valid. Raises the PluginError that stands in the way, the same one every time."""
+        """The plugin, loaded and valid. Raises the PluginError that stands in the way, a like one every time."""
         outcome = self._outcomes.get(name)
         if outcome is None:
             problem = self.problem(name)
             if problem is not None:
                 raise problem
-            with self._locks[name]:
-                outcome = self._outcomes.get(name)
-                if outcome is None:
-                    outcome = self._outcomes[name] = self._load(self._found[name])
+            outcome = self._attempted(self._found[name])
         if isinstance(outcome, PluginError):
-            raise outcome
+            raise _again(outcome) from outcome.__cause__
         return outcome
 
-    def _load(self, found: Installed) -> Plugin | PluginError:
-        began = time.monotonic()
+    def _attempted(self, found: Installed) -> Plugin | PluginError:
+        """The outcome of the one attempt at loading it, which all who ask meanwhile wait for."""
+        key = (found.name, os.getpid())
+        fresh = Attempt(lambda: self._load(found), name=found.name, timeout=self._timeout)
+        attempt = self._attempts.setdefault(key, fresh)
+        if attempt is fresh:
+            try:
+                attempt.start()
+            except RuntimeError:
+                self._attempts.pop(key, None)  # that is not the plugin's fault: it may be tried again
+                raise
+        outcome: Plugin | PluginError
         try:
-            return load_guarded(lambda: Plugin(found, self._subject(found)), name=found.name, seconds=self._timeout)
-        except PluginError as error:
-            if error.details is None and error.__cause__ is not None:
-                error.details = trace(error.__cause__)
-            return error
+            outcome = attempt.wait()
         except Hung as hung:
-            return PluginBroken(
-                f"importing {found.value} took more than {self._timeout:g} s; it is not tried again in this process",
-                plugin=found.name,
-                details=hung.stack,
-                hint=self._without(found),
+            self._seconds.setdefault(found.name, self._timeout)
+            outcome = self._hung(found, hung)
+        return self._outcomes.setdefault(found.name, outcome)
+
+    def _hung(self, found: Installed, hung: Hung) -> PluginBroken:
+        hint = self._remedy(found)
+        if hung.waits_for_import:
+            hint = (
+                "It waits for a module that another thread is still importing: do not use the hub while your own "
+                f"modules are imported. {hint}"
             )
-        except SystemExit as error:
-            return PluginBroken(
-                f"importing {found.value} called sys.exit({error.code!r})",
-                plugin=found.name,
-                details=trace(error),
-                hint=self._without(found),
+        return PluginBroken(
+            f"{found.origin}: importing {found.value} took more than {self._timeout:g} s; it is not tried again in this "
+            "process",
+            plugin=found.name,
+            details=hung.stack or None,
+            hint=hint,
+        )
+
+    def _load(self, found: Installed) -> Plugin | PluginError:
+        """Load it, here and now. Whatever foreign code raises is an outcome."""
+        began = time.monotonic()
+        stage = f"importing {found.value}"
+        try:
+            subject = self._given[found.name] if found.name in self._given else load(found)
+            stage = "asking for its manifest"
+            return Plugin(found, subject)
+        except Fault as fault:
+            cause = fault.__cause__
+            return _because(
+                PluginBroken(
+                    f"{found.origin}: {fault.message}",
+                    plugin=found.name,
+                    details=trace(cause) if cause is not None else None,
+                    hint=f"{fault.hint} {self._remedy(found)}",
+                ),
+                cause,
             )
-        except BaseException as error:  # noqa: BLE001 - whatever foreign code raises is quarantined, with its traceback
-            return PluginBroken(
-                f"importing {found.value} raised {type(error).__name__}: {error}",
-                plugin=found.name,
-                details=trace(error),
-                hint=self._without(found),
+        except PluginError as error:
+            return _because(
+                type(error)(
+                    f"{found.origin}: {error.message}",
+                    plugin=found.name,
+                    details=error.details,
+                    hint=f"{(error.hint or '').rstrip('.')}. {self._remedy(found)}".removeprefix(". "),
+                ),
+                error.__cause__,
+            )
+        except BaseException as error:  # noqa: BLE001 - whatever it is: it is reported, and never stops the others
+            did = f"called sys.exit({error.code!r})" if isinstance(error, SystemExit) else f"raised {said(error)}"
+            return _because(
+                PluginBroken(
+                    f"{found.origin}: {stage} {did}",
+                    plugin=found.name,
+                    details=trace(error),
+                    hint=f"{_missing(error, found)}{self._remedy(found)}",
+                ),
+                error,
             )
         finally:
-            self._seconds[found.name] = time.monotonic() - began
+            self._seconds.setdefault(found.name, time.monotonic() - began)
 
-    def _subject(self, found: Installed) -> object:
-        return self._given[found.name] if found.name in self._given else load(found)
+    def _remedy(self, found: Installed) -> str:
+        if found.name in self._given:
+            return "It is the object that was given to the hub under this name."
+        without = ",".join(sorted(self._disabled | {found.name}))
+        return f"Upgrade it: pip install -U {found.distribution} - or keep it out: LLM_HUB_DISABLE={without}"
 
-    def _without(self, found: Installed) -> str:
-        return f"Upgrade it (pip install -U {found.distribution}), or keep it out: LLM_HUB_DISABLE={found.name}"
+    # -- reporting ----------------------------------------------------------------------------------------------------
 
     def report(self, name: str, *, load: bool) -> PluginReport:
-        """What is known of one plugin; `load` imports it to know all."""
+        """What is known of one plugin; `load` imports it to know all. Raises nothing about the plugin."""
         found = self._found.get(name)
-        problem: PluginError | None = self.problem(name)
-        plugin: Plugin | None = None
-        if problem is None:
+        problem = self.problem(name)
+        if problem is None and load:
             try:
-                outcome = self.get(name) if load else self._outcomes.get(name)
-                plugin = outcome if isinstance(outcome, Plugin) else None
+                self.get(name)
             except PluginError as error:
                 problem = error
-        status = PluginStatus.AVAILABLE if plugin is not None else PluginStatus.INSTALLED
+        outcome = self._outcomes.get(name)
+        manifest = outcome.manifest if isinstance(outcome, Plugin) else None
+        status = PluginStatus.INSTALLED if manifest is None else PluginStatus.AVAILABLE
+        hint = None
         if problem is not None:
-            status = _STATUS.get(type(problem), PluginStatus.BROKEN)
+            status, hint = _STATUS.get(type(problem), PluginStatus.BROKEN), problem.hint
+        elif found is not None and found.unknown_groups:
+            hint = f"This core does not know what it offers as {', '.join(found.unknown_groups)}"
         return PluginReport(
             name=name,
             status=status,
             capabilities=found.capabilities if found is not None else frozenset(),
             distribution=found.distribution if found is not None else "",
             version=found.version if found is not None else "",
-            api_version=plugin.manifest.api_version if plugin is not None else None,
-            summary=plugin.manifest.summary if plugin is not None else "",
+            api_version=manifest.api_version if manifest is not None else None,
+            features=manifest.features if manifest is not None else None,
+            summary=manifest.summary if manifest is not None else "",
             reason=problem.message if problem is not None else None,
-            hint=problem.hint if problem is not None else None,
+            hint=hint,
             details=problem.details if problem is not None else None,
             seconds=self._seconds.get(name),
         )
 
     def reports(self, *, load: bool) -> tuple[PluginReport, ...]:
-        """What is known of all plugins, by name."""
+        """What is known of all plugins, by name. One after another: imports side by side would slow each other down."""
         return tuple(self.report(name, load=load) for name in self.names())
 
     def check(self) -> None:
-        """Load everything that is not blocked, and raise the first PluginError: for LLM_HUB_STRICT."""
+        """Load all that is not blocked, and raise the first PluginError, which names the others too: LLM_HUB_STRICT."""
+        errors: list[PluginError] = []
         for name in self.names():
-            if not isinstance(self.problem(name), PluginBlocked):
-                self.get(name)
+            try:
+                if not isinstance(self.problem(name), PluginBlocked):
+                    self.get(name)
+            except PluginError as error:
+                errors.append(error)
+        if errors:
+            if len(errors) > 1:
+                others = "; ".join(str(error) for error in errors[1:])
+                errors[0].hint = f"{(errors[0].hint or '').rstrip('.')}. And: {others}"
+            raise errors[0]
 
 
-_STATUS: Mapping[type[PluginError], PluginStatus] = {
-    PluginBlocked: PluginStatus.BLOCKED,
-    PluginConflict: PluginStatus.CONFLICT,
-    PluginIncompatible: PluginStatus.INCOMPATIBLE,
-    PluginBroken: PluginStatus.BROKEN,
-}
+def _again(error: PluginError) -> PluginError:
+    """The like of it: an error that is raised twice collects the tracebacks of both."""
+    fresh = copy.copy(error)
+    fresh.__cause__ = error.__cause__
+    return fresh
+
+
+def _because(error: PluginError, cause: BaseException | None) -> PluginError:
+    error.__cause__ = cause
+    return error
+
+
+def _missing(error: BaseException, found: Installed) -> str:
+    """What to do about an import that failed within an import."""
+    name = (error.name or "") if isinstance(error, ImportError) else ""
+    top = name.partition(".")[0]
+    if top == "llm_hub":
+        return "It is made for another core: upgrade that (pip install -U llm-hub-core) or the plugin. "
+    if top and isinstance(error, ModuleNotFoundError) and top != found.value.partition(".")[0]:
+        return f"It needs the module {top}, which is not installed. "
+    return ""
 
 
 def check_apart(name: str, *, timeout: float = 10.0) -> PluginReport:
-    """Load one installed plugin in a process of its own: even a crash of the interpreter is found. Seconds."""
+    """Load one installed plugin in a process of its own, which even finds one that crashes. `timeout` in seconds, for all.
+
+    What is known to be wrong with it from its metadata is reported without.
+    """
+    from llm_hub.apart import Died, load_apart
+
     known = Registry().report(name, load=False)
     if known.status is not PluginStatus.INSTALLED:
         return known
-    outcome = import_apart(name, timeout=timeout)
+    outcome = load_apart(name, timeout=timeout)
     if isinstance(outcome, bytes):
-        return msgspec.json.decode(outcome, type=PluginReport)
-    reason, details = outcome
+        try:
+            return msgspec.json.decode(outcome, type=PluginReport)
+        except msgspec.DecodeError as error:
+            outcome = Died(f"its process gave no report ({error})", "")
     return msgspec.structs.replace(
         known,
         status=PluginStatus.BROKEN,
-        reason=reason,
-        details=details,
-        hint=f"Upgrade it (pip install -U {known.distribution}), or keep it out: LLM_HUB_DISABLE={name}",
+        reason=f"{known.distribution} {known.version}: {outcome.reason}",
+        details=outcome.output or None,
+        hint=f"Upgrade it: pip install -U {known.distribution} - or keep it out: LLM_HUB_DISABLE={name}",
     )
