@@ -19,7 +19,7 @@ from llm_hub.errors import (
     SettingsError,
     StreamInterrupted,
 )
-from llm_hub.messages import ChatChunk, ChatRequest, ChatResponse
+from llm_hub.messages import ChatChunk, ChatRequest, ChatResponse, TokenCount
 from llm_hub.transport import Exchange, Origin, Port, Send, drive, fetch
 
 __all__ = ["HttpBackend"]
@@ -154,6 +154,16 @@ class HttpBackend:
 
     async def amodels(self, call: Call) -> tuple[ModelInfo, ...]:
         return await self._converse(self._async, self.dialect.models(), call)
+
+    def count_tokens(self, request: ChatRequest, call: Call) -> TokenCount | None:
+        """The tokens of a prompt, where the dialect has a conversation `count_tokens` for it; else None."""
+        talk = getattr(self.dialect, "count_tokens", None)
+        return None if talk is None else self.converse(talk(request), call)
+
+    async def acount_tokens(self, request: ChatRequest, call: Call) -> TokenCount | None:
+        """`count_tokens`, async."""
+        talk = getattr(self.dialect, "count_tokens", None)
+        return None if talk is None else await self.aconverse(talk(request), call)
 
     def probe(self, rung: Rung, model: str | None, call: Call) -> Probe:
         return drive(self._probe(self._sync, rung, model, call))

@@ -16,7 +16,7 @@ from llm_hub.config import Progress
 from llm_hub.epochs import Epoch, EpochStore
 from llm_hub.errors import HubError
 from llm_hub.prompts import ChatOptions, Prompt, build_request
-from llm_hub.routing import AsyncChatStream, ChatStream, route_chat
+from llm_hub.routing import AsyncChatStream, ChatStream, route_chat, route_count
 from llm_hub.runtime import Runtime
 from llm_hub.selection import Ask, Decision
 from llm_hub.transport import Transport, drive
@@ -25,7 +25,7 @@ from llm_hub.worlds import ASYNC, BLOCKING
 if TYPE_CHECKING:
     import os
 
-    from llm_hub.messages import ChatRequest, ChatResponse
+    from llm_hub.messages import ChatRequest, ChatResponse, TokenCount
     from llm_hub.registry import PluginReport, Registry
     from llm_hub.settings import Settings
 
@@ -115,6 +115,16 @@ class TextHandle:
     def astream(self, prompt: Prompt, **options: Unpack[CallOptions]) -> AsyncChatStream:
         """`stream`, async: `async for chunk in hub.text().astream(...)`."""
         return AsyncChatStream(self._epochs, *self._prepare(prompt, options))
+
+    def count_tokens(self, prompt: Prompt, **options: Unpack[CallOptions]) -> TokenCount:
+        """How many tokens the prompt is for the backend that would answer it; an estimate, which says so, if it cannot tell."""
+        ask, request, call = self._prepare(prompt, options)
+        return drive(route_count(BLOCKING, self._epochs, ask, request, call))
+
+    async def acount_tokens(self, prompt: Prompt, **options: Unpack[CallOptions]) -> TokenCount:
+        """`count_tokens`, async."""
+        ask, request, call = self._prepare(prompt, options)
+        return await route_count(ASYNC, self._epochs, ask, request, call)
 
     def _prepare(self, prompt: Prompt, options: CallOptions) -> tuple[Ask, ChatRequest, Call]:
         limits: dict[str, Any] = {name: options.pop(name) for name in _CALL_OPTIONS if name in options}  # type: ignore[misc]

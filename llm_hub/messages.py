@@ -27,6 +27,7 @@ __all__ = [
     "ServedBy",
     "TextPart",
     "Timings",
+    "TokenCount",
     "TokenLogprob",
     "Tool",
     "ToolCall",
@@ -213,6 +214,18 @@ class TokenLogprob(_Value, frozen=True):
     top: tuple[TokenLogprob, ...] = ()
 
 
+class TokenCount(_Value, frozen=True):
+    """How many tokens a prompt is, and how many the model's context holds (None where unknown).
+
+    `exact` False: the backend cannot count, and this is the hub's estimate (a token for every 4 bytes of UTF-8 and 4 for
+    each message, about right for English prose).
+    """
+
+    tokens: int
+    limit: int | None = None
+    exact: bool = True
+
+
 class Timings(_Value, frozen=True):
     """Seconds. `total` and `first_chunk` are measured by the hub, the others as the backend reports them."""
 
@@ -296,7 +309,8 @@ class ToolCallDelta(msgspec.Struct, frozen=True):
 
 class ChatChunk(msgspec.Struct, frozen=True, omit_defaults=True):
     """A piece of one choice, `index`. (OpenAI's chunk holds a list of choices; a wire event with several of them
-    becomes several chunks.) `usage` comes with the last chunk, if at all."""
+    becomes several chunks.) `usage` comes with the last chunk, if at all.
+    """
 
     text: str = ""
     index: int = 0

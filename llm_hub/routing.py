@@ -22,14 +22,14 @@ from llm_hub.errors import (
     StreamInterrupted,
     UnsupportedFeature,
 )
-from llm_hub.messages import ChatChunk, ChatRequest, ChatResponse, ServedBy
+from llm_hub.messages import ChatChunk, ChatRequest, ChatResponse, ServedBy, TokenCount
 from llm_hub.runtime import Destination, Route, Runtime
 from llm_hub.selection import Ask
 from llm_hub.streams import collect
 from llm_hub.transport import drive
 from llm_hub.worlds import ASYNC, BLOCKING, World
 
-__all__ = ["AsyncChatStream", "ChatStream", "route_chat"]
+__all__ = ["AsyncChatStream", "ChatStream", "route_chat", "route_count"]
 
 T = TypeVar("T")
 
@@ -143,6 +143,28 @@ async def route_chat(
     finally:
         lease.release()
     return _stamp(response, served_by, call)
+
+
+async def route_count(
+    world: World, epochs: EpochStore[Runtime], ask: Ask, request: ChatRequest, call: Call
+) -> TokenCount:
+    """The tokens of a prompt, counted by the backend that would answer it, or estimated."""
+    lease = epochs.lease()
+
+    async def attempt(destination: Destination, to_send: ChatRequest) -> TokenCount:
+        counted = await world.count(destination.backend, to_send, call)
+        if counted is not None:
+            return counted
+        known = lease.value.known.get((destination.name, destination.model or ""))
+        size = sum(len(message.text.encode()) for message in request.messages)
+        limit = known.context_length if known is not None else None
+        return TokenCount(tokens=-(-size // 4) + 4 * len(request.messages), limit=limit, exact=False)
+
+    try:
+        counted, _ = await _in_order(world, lease, ask, request, call, attempt)
+    finally:
+        lease.release()
+    return counted
 
 
 class _Stream:

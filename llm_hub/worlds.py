@@ -7,12 +7,12 @@ runs them to their end in the calling thread.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any, Protocol, TypeVar
 
 from llm_hub.call import Call
 from llm_hub.capabilities import Backend, ModelInfo, Probe, Rung, TextBackend
-from llm_hub.messages import ChatChunk, ChatRequest, ChatResponse
+from llm_hub.messages import ChatChunk, ChatRequest, ChatResponse, TokenCount
 
 __all__ = ["ASYNC", "BLOCKING", "World"]
 
@@ -36,6 +36,10 @@ class World(Protocol):
 
     async def close(self, chunks: Any) -> None:
         """Stop a stream before its end."""
+        ...
+
+    async def count(self, backend: Any, request: ChatRequest, call: Call) -> TokenCount | None:
+        """The tokens of a prompt, None where the backend cannot count."""
         ...
 
     async def models(self, backend: Backend, call: Call) -> tuple[ModelInfo, ...]:
@@ -67,6 +71,10 @@ class BlockingWorld:
         if (close := getattr(chunks, "close", None)) is not None:
             close()
 
+    async def count(self, backend: Any, request: ChatRequest, call: Call) -> TokenCount | None:
+        count: Callable[..., TokenCount | None] | None = getattr(backend, "count_tokens", None)
+        return None if count is None else count(request, call)
+
     async def models(self, backend: Backend, call: Call) -> tuple[ModelInfo, ...]:
         return backend.models(call)
 
@@ -92,6 +100,10 @@ class AsyncWorld:
     async def close(self, chunks: Any) -> None:
         if (close := getattr(chunks, "aclose", None)) is not None:
             await close()
+
+    async def count(self, backend: Any, request: ChatRequest, call: Call) -> TokenCount | None:
+        count: Callable[..., Awaitable[TokenCount | None]] | None = getattr(backend, "acount_tokens", None)
+        return None if count is None else await count(request, call)
 
     async def models(self, backend: Backend, call: Call) -> tuple[ModelInfo, ...]:
         return await backend.amodels(call)

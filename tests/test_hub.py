@@ -437,3 +437,15 @@ def test_a_prompt_of_50_mb_is_a_clear_error(hub: Hub) -> None:
     with pytest.raises(ContextOverflow) as caught:
         hub.text().chat("word " * 10_000_000)
     assert caught.value.limit
+
+
+def test_tokens_are_counted_where_the_backend_can_and_else_estimated_and_said_so(hub: Hub, vllm: FakeVLLM) -> None:
+    for counted in (
+        hub.text().count_tokens("What is the capital of France?"),
+        asyncio.run(hub.text().acount_tokens("ping pong")),
+    ):
+        assert counted.tokens > 1
+        assert counted.exact == (hub.explain("text").backend == "vllm")
+    if hub.explain("text").backend == "vllm":
+        whole = hub.text().chat("What is the capital of France?")
+        assert hub.text().count_tokens("What is the capital of France?").tokens == whole.usage.prompt_tokens

@@ -17,9 +17,9 @@ from llm_hub.errors import (
     ModelNotFound,
     ProtocolError,
 )
-from llm_hub.messages import ChatRequest, Message, Tool
+from llm_hub.messages import ChatRequest, Message, TokenCount, Tool
 from llm_hub.testing import Recording
-from llm_hub_vllm.dialect import TokenCount, VLLMDialect
+from llm_hub_vllm.dialect import VLLMDialect
 from llm_hub_vllm.metrics import Load, parse_load
 
 T = TypeVar("T")
@@ -186,7 +186,7 @@ def test_the_tokens_of_a_conversation_are_counted_with_its_tools_and_template() 
     }
     with pytest.raises(StopIteration) as stop:
         talk.send(json({"count": 12, "max_model_len": 2048, "tokens": []}))
-    assert stop.value.value == TokenCount(12, 2048)
+    assert stop.value.value == TokenCount(tokens=12, limit=2048)
 
 
 def test_the_recorded_question_about_tokens_is_asked_in_the_same_words(recordings: Recordings) -> None:

@@ -424,7 +424,7 @@ def test_tokens_are_counted_as_they_are_billed(live: Live, build: Build) -> None
     assert isinstance(backend.dialect, VLLMDialect)
     counted = backend.converse(backend.dialect.count_tokens(request), call())
     assert counted.tokens == backend.chat(request, call()).usage.prompt_tokens
-    assert counted.context_length == backend.models(call())[0].context_length
+    assert counted.limit == backend.models(call())[0].context_length
 
 
 # -- what only the fake shows -----------------------------------------------------------------------------------------

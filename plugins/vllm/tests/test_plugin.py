@@ -28,12 +28,12 @@ from llm_hub.errors import (
 )
 from llm_hub.http_backend import HttpBackend
 from llm_hub.manifest import PluginManifest, check_api_version
-from llm_hub.messages import ChatRequest, Message
+from llm_hub.messages import ChatRequest, Message, TokenCount
 from llm_hub.streams import collect
 from llm_hub.testing import FakeServer, Recording, ReplayServer, Reply
 from llm_hub.transport import Transport
 from llm_hub_vllm import plugin
-from llm_hub_vllm.dialect import TokenCount, VLLMDialect
+from llm_hub_vllm.dialect import VLLMDialect
 from llm_hub_vllm.settings import VLLMSettings
 
 Recordings = dict[str, Recording]
@@ -242,7 +242,7 @@ def test_the_ladder_is_climbed_and_tokens_are_counted_over_the_network(
         assert [model.name for model in backend.models(Call())] == ["smollm2"]
         assert isinstance(backend.dialect, VLLMDialect)
         counted = backend.converse(backend.dialect.count_text_tokens("hello world", "smollm2"), Call())
-        assert counted == TokenCount(2, 2048)
+        assert counted == TokenCount(tokens=2, limit=2048)
         again = backend.aconverse(backend.dialect.count_tokens(QUESTION), Call())
-        assert asyncio.run(again) == TokenCount(2, 2048)
+        assert asyncio.run(again) == TokenCount(tokens=2, limit=2048)
         assert not server.unmatched

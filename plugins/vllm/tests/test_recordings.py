@@ -24,10 +24,19 @@ from llm_hub.errors import (
     StreamInterrupted,
     UnsupportedFeature,
 )
-from llm_hub.messages import ChatChunk, ChatRequest, ChatResponse, FinishReason, Message, TokenLogprob, Usage
+from llm_hub.messages import (
+    ChatChunk,
+    ChatRequest,
+    ChatResponse,
+    FinishReason,
+    Message,
+    TokenCount,
+    TokenLogprob,
+    Usage,
+)
 from llm_hub.streams import collect
 from llm_hub.testing import Recording
-from llm_hub_vllm.dialect import TokenCount, VLLMDialect
+from llm_hub_vllm.dialect import VLLMDialect
 from llm_hub_vllm.metrics import Load, parse_load
 
 Recordings = dict[str, Recording]
@@ -221,7 +230,7 @@ CONTROL: dict[str, Any] = {
     "health": Rung.ALIVE,
     "fault_health_after_engine_death": None,
     "version": "0.32.0",
-    "tokenize": TokenCount(2, 2048),
+    "tokenize": TokenCount(tokens=2, limit=2048),
     "metrics": Load(0, 0, 0.0),
 }
 

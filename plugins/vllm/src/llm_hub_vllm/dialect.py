@@ -9,27 +9,20 @@ import msgspec
 from llm_hub.capabilities import Feature, Rung
 from llm_hub.dialect import Conversation, HttpReply, HttpRequest
 from llm_hub.errors import BackendFailed, InvalidRequest, ProtocolError, UnsupportedFeature
-from llm_hub.messages import ChatRequest, Reasoning, ResponseFormat
+from llm_hub.messages import ChatRequest, Reasoning, ResponseFormat, TokenCount
 from llm_hub.openai_dialect import OpenAIDialect, optional
 from llm_hub.openai_encoding import to_json
 from llm_hub.openai_errors import first_words
 from llm_hub_vllm.metrics import parse_load
 from llm_hub_vllm.settings import GUIDED, VLLMSettings
 
-__all__ = ["FEATURES", "TokenCount", "VLLMDialect"]
+__all__ = ["FEATURES", "VLLMDialect"]
 
 FEATURES = frozenset(Feature) - {Feature.DIMENSIONS}
 """What vLLM can be asked for with a model that can; DIMENSIONS is about embeddings."""
 
 _TOKENIZED = ("model", "messages", "tools", "chat_template", "chat_template_kwargs", "mm_processor_kwargs")
 """The parts of a chat completion that become the prompt."""
-
-
-class TokenCount(msgspec.Struct, frozen=True):
-    """How many tokens a prompt has, and how many the model takes in all (None where the server does not say)."""
-
-    tokens: int
-    context_length: int | None = None
 
 
 class _Version(msgspec.Struct):
@@ -151,7 +144,7 @@ class VLLMDialect(OpenAIDialect):
             raise ProtocolError(
                 f"its answer is no count of tokens; it begins {first_words(reply.body)} ({error})", status=200
             ) from error
-        return TokenCount(tokens.count, tokens.max_model_len)
+        return TokenCount(tokens=tokens.count, limit=tokens.max_model_len)
 
 
 def decode_version(reply: HttpReply) -> str | None:
