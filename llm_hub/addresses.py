@@ -20,7 +20,8 @@ def redacted(text: str) -> str:
     scheme = _SCHEME.match(text)
     head, rest = (scheme[0], text[scheme.end() :]) if scheme else ("", text)
     if "@" in rest:
-        rest = "***@" + rest.rpartition("@")[2]
+        # With a query or fragment as well there is no telling on which side of the @ the secret stands.
+        rest = "***" if re.search(r"[?#]", rest) else "***@" + rest.rpartition("@")[2]
     rest = re.split(r"[?#]", rest, maxsplit=1)[0]
     shown = head + rest
     return shown if len(shown) <= _LONGEST_SHOWN else shown[:_LONGEST_SHOWN] + "…"
@@ -110,7 +111,7 @@ def ollama_host(text: str, where: str) -> tuple[str, str | None]:
 
 def _bare(text: str) -> str:
     """What may stand behind `http://` in a suggestion."""
-    return re.sub(r"^[A-Za-z]*:?/+", "", redacted(text)).removeprefix("***@").lstrip("/:") or "host:port"
+    return re.sub(r"^[A-Za-z]*:?/+", "", redacted(text)).removeprefix("***").lstrip("@/:") or "host:port"
 
 
 def _printable(text: str, where: str) -> None:

@@ -131,6 +131,7 @@ def test_any_text_is_an_address_that_the_transport_takes_or_a_settings_error(tex
         # As TestHost and TestConnectableHost of Ollama's envconfig/config_test.go have it, where a client can use it.
         ("1.2.3.4", "http://1.2.3.4:11434"),
         (":1234", "http://127.0.0.1:1234"),
+        (":65535", "http://127.0.0.1:65535"),
         ("1.2.3.4:1234", "http://1.2.3.4:1234"),
         ("example.com", "http://example.com:11434"),
         ("example.com:1234", "http://example.com:1234"),
@@ -165,6 +166,7 @@ def test_ollama_host_is_read_as_ollama_reads_it(written: str, meant: str) -> Non
     ("written", "meant"),
     [
         (":66000", "http://127.0.0.1:11434"),
+        (":65536", "http://127.0.0.1:11434"),
         (":-1", "http://127.0.0.1:11434"),
         ("example.com:", "http://example.com:11434"),
         ("https://example.com:x", "https://example.com:443"),
@@ -204,6 +206,22 @@ def test_any_ollama_host_is_an_address_or_a_settings_error(text: str) -> None:
         assert error.where == "OLLAMA_HOST"
     else:
         Origin(base)
+
+
+@pytest.mark.parametrize(
+    ("written", "shown"),
+    [
+        ("http://host:1/path", "http://host:1/path"),
+        ("http://user:pass@host/path", "http://***@host/path"),
+        ("user:p@ss@host", "***@host"),
+        ("http://user:p/ss@host", "http://***@host"),
+        ("http://host/?key=secret#top", "http://host/"),
+        ("http://host/?key=sec@ret", "http://***"),
+        ("http://user:p?ss@host", "http://***"),
+    ],
+)
+def test_an_address_is_shown_without_what_may_be_secret(written: str, shown: str) -> None:
+    assert redacted(written) == shown
 
 
 def test_a_long_address_is_shown_shortened() -> None:

@@ -212,7 +212,9 @@ class Writer:
                     self.gap()
                     self.lines.setdefault((name,), self.line)
                     self.lines[name, number] = self.line
-                    self.text += f"[[ {written(name, self.draw)} ]] # more\n"
+                    self.text += (
+                        f"[[ {written(name, self.draw)} ]]{self.draw(st.sampled_from(['', '#c = 1', ' # more']))}\n"
+                    )
                     self.pairs((name, number))
             else:
                 self.gap()
@@ -223,7 +225,7 @@ class Writer:
                     path = (*path, part)
                     self.lines.setdefault(path, self.line)
                 header = ".".join(written(str(part), self.draw) for part in path)
-                self.text += f"[{header}]\n"
+                self.text += f"[{header}]{self.draw(st.sampled_from(['', '#c = 1', ' # [c]']))}\n"
                 self.pairs(path)
 
 
