@@ -73,7 +73,7 @@ def test_every_command_that_it_shows_exists(tmp_path: Path) -> None:
     assert shown
     for name in shown:
         done = subprocess.run(
-            ["llm-hub", name, "--help"],
+            [sys.executable, "-m", "llm_hub", name, "--help"],
             cwd=tmp_path,
             env=_environ(tmp_path),
             capture_output=True,
