@@ -177,7 +177,11 @@ def main() -> None:
     print("A call, async")
     row("httpx, request built once, client.send", asend)
     row("httpx, client.post", apost)
-    row("hub.text().achat", acall, f"{acall - asend:+.1f} over send (budget +20), {acall / apost:.2f} x post (budget < 1)")
+    row(
+        "hub.text().achat",
+        acall,
+        f"{acall - asend:+.1f} over send (budget +20), {acall / apost:.2f} x post (budget < 1)",
+    )
 
     def bare_stream() -> int:
         count = 0

@@ -1,6 +1,6 @@
 """How long it takes to list the plugins among many installed distributions, beyond importing importlib.metadata.
 
-    uv run python benchmarks/plugin_listing.py
+uv run python benchmarks/plugin_listing.py
 """
 
 from __future__ import annotations
@@ -38,7 +38,9 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             for number in range(count):
                 install_distribution(
-                    Path(folder), f"hub-plug-{number}", entry_points={"llm_hub.text": {f"p{number}": f"p{number}.plugin"}}
+                    Path(folder),
+                    f"hub-plug-{number}",
+                    entry_points={"llm_hub.text": {f"p{number}": f"p{number}.plugin"}},
                 )
             ours, plain = [], []
             for _ in range(ROUNDS):
