@@ -16,7 +16,8 @@ HubError
 │   ├── UnsupportedFeature      asks for what the backend or model cannot do
 │   ├── ContextOverflow         longer than the model's context, with both numbers
 │   ├── ModelNotFound           the backend does not have this model
-│   └── AuthenticationFailed    401 or 403
+│   ├── AuthenticationFailed    401 or 403
+│   └── EmbeddingSpaceChanged   vectors that do not belong with those made before
 ├── BackendError                the backend failed; another may not
 │   ├── BackendUnreachable      refused, unknown host, connect deadline, bad certificate
 │   ├── BackendOverloaded       429, or 503 with a full queue
@@ -32,7 +33,7 @@ HubError
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 __all__ = [
@@ -47,6 +48,7 @@ __all__ = [
     "ConnectionLost",
     "ContextOverflow",
     "DeadlineExceeded",
+    "EmbeddingSpaceChanged",
     "HubClosed",
     "HubError",
     "InvalidRequest",
@@ -245,6 +247,25 @@ class ModelNotFound(RequestError):
 
 class AuthenticationFailed(RequestError):
     """The backend answered 401 or 403. The key is never part of this error."""
+
+
+class EmbeddingSpaceChanged(RequestError):
+    """The backend embeds into another space than before, so its vectors must not be mixed with those made before.
+
+    `cosines` are those of its answers to the canary texts with the answers on record, by the name of the text; empty
+    where it was not asked.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        cosines: Mapping[str, float] | None = None,
+        backend: str | None = None,
+        hint: str | None = None,
+    ) -> None:
+        super().__init__(message, backend=backend, hint=hint)
+        self.cosines = dict(cosines or {})
 
 
 # -- backends ---------------------------------------------------------------------------------------------------------
