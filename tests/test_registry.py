@@ -263,7 +263,11 @@ def test_what_a_plugin_builds_is_checked() -> None:
 def test_the_command_finds_even_one_that_crashes_the_interpreter_and_lives(site: Path, tmp_path: Path) -> None:
     environ = {**os.environ, "PYTHONPATH": str(site), "HOME": str(tmp_path), "COLUMNS": "200"}
     listing = subprocess.run(
-        [sys.executable, "-m", "llm_hub", "plugins", "--json"], env=environ, cwd=tmp_path, capture_output=True, text=True
+        [sys.executable, "-m", "llm_hub", "plugins", "--json"],
+        env=environ,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
     )
     plain = {plugin["name"]: plugin["status"] for plugin in json.loads(listing.stdout)["plugins"]}
     assert (plain["crashes"], plain["raises"], plain["twice"]) == ("installed", "installed", "conflict")
@@ -302,11 +306,21 @@ def test_broken_plugins_stop_neither_the_doctor_nor_a_question_to_a_sound_one(si
             "VLLM_BASE_URL": vllm.url,
         }
         asked = subprocess.run(
-            [sys.executable, "-m", "llm_hub", "ask", "-q", "ping"], env=environ, cwd=tmp_path, capture_output=True, text=True, timeout=60
+            [sys.executable, "-m", "llm_hub", "ask", "-q", "ping"],
+            env=environ,
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=60,
         )
         assert (asked.returncode, asked.stdout) == (0, "pong\n"), asked.stderr
         doctor = subprocess.run(
-            [sys.executable, "-m", "llm_hub", "doctor", "--json"], env=environ, cwd=tmp_path, capture_output=True, text=True, timeout=60
+            [sys.executable, "-m", "llm_hub", "doctor", "--json"],
+            env=environ,
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=60,
         )
     findings = {(finding["kind"], finding["subject"]): finding for finding in json.loads(doctor.stdout)["findings"]}
     assert doctor.returncode == 0
