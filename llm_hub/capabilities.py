@@ -9,7 +9,15 @@ from typing import Protocol, runtime_checkable
 import msgspec
 
 from llm_hub.call import Call
-from llm_hub.messages import ChatChunk, ChatRequest, ChatResponse, EmbedRequest, EmbedResponse
+from llm_hub.messages import (
+    ChatChunk,
+    ChatRequest,
+    ChatResponse,
+    EmbedRequest,
+    EmbedResponse,
+    ReadRequest,
+    ReadResponse,
+)
 
 __all__ = [
     "Backend",
@@ -59,6 +67,8 @@ class Feature(enum.StrEnum):
     """The answer can be forced to follow a grammar."""
     IMAGES = "images"
     """Messages may hold images."""
+    READ = "read"
+    """The text on an image can be read, each word with its box and a confidence."""
     REASONING = "reasoning"
     """Thinking can be turned on or off, and its text comes apart from the answer."""
     REASONING_EFFORT = "reasoning_effort"
@@ -196,7 +206,19 @@ class EmbeddingBackend(Backend, Protocol):
 
 
 class VisionBackend(TextBackend, Protocol):
-    """Continues conversations that hold images."""
+    """Continues conversations that hold images, or reads the text on images, or both.
+
+    One that can only describe declares no `Feature.READ`, one that can only read no `Feature.IMAGES`; the methods for what
+    it does not declare are never called, and need not be there.
+    """
+
+    def read(self, request: ReadRequest, call: Call) -> ReadResponse:
+        """The text on an image, with the box of each word."""
+        ...
+
+    async def aread(self, request: ReadRequest, call: Call) -> ReadResponse:
+        """`read`, async."""
+        ...
 
 
 _STRUCTURED = {

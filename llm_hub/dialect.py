@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Mapping
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeVar, runtime_checkable
 
 import msgspec
 
 from llm_hub.capabilities import Feature, ModelInfo, Probe, Rung
 from llm_hub.errors import HubError
-from llm_hub.messages import ChatChunk, ChatRequest, ChatResponse
+from llm_hub.messages import ChatChunk, ChatRequest, ChatResponse, EmbedRequest, EmbedResponse
 
-__all__ = ["Conversation", "Dialect", "HttpReply", "HttpRequest", "StreamDecoder"]
+__all__ = ["Conversation", "Dialect", "EmbeddingDialect", "HttpReply", "HttpRequest", "StreamDecoder"]
 
 
 class HttpRequest(msgspec.Struct, frozen=True):
@@ -91,4 +91,20 @@ class Dialect(Protocol):
 
     def probe(self, rung: Rung, model: str | None) -> Conversation[Probe]:
         """Climb the health ladder."""
+        ...
+
+
+@runtime_checkable
+class EmbeddingDialect(Dialect, Protocol):
+    """A wire format that has embeddings. Of any other, asking for them is UnsupportedFeature."""
+
+    def encode_embed(self, request: EmbedRequest, *, request_id: str | None = None) -> HttpRequest:
+        """The HTTP request. Raises UnsupportedFeature for what this format cannot express."""
+        ...
+
+    def decode_embed(self, request: EmbedRequest, reply: HttpReply) -> EmbedResponse:
+        """The vectors in a reply of status 200, in the order of the texts. Raises ProtocolError.
+
+        How many there are, and of what length, is checked by the hub.
+        """
         ...

@@ -10,17 +10,17 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Set
 from typing import Any, Protocol
 
 from llm_hub._jobs import Job, Pool
 from llm_hub.call import Call
 from llm_hub.capabilities import Feature, ModelInfo, Probe, Rung, required_features
 from llm_hub.errors import BackendFailed, Cancelled, DeadlineExceeded, HubError, StreamInterrupted, UnsupportedFeature
-from llm_hub.messages import ChatChunk, ChatRequest, ChatResponse
+from llm_hub.messages import ChatChunk, ChatRequest, ChatResponse, EmbedRequest, EmbedResponse
 from llm_hub.streams import collect
 
-__all__ = ["CallbackEngine", "Engine", "EngineBackend"]
+__all__ = ["CallbackEngine", "EmbeddingEngine", "Engine", "EngineBackend"]
 
 logger = logging.getLogger("llm_hub")
 
@@ -85,8 +85,16 @@ class CallbackEngine(_EngineBase, Protocol):
         ...
 
 
+class EmbeddingEngine(_EngineBase, Protocol):
+    """A blocking engine that turns texts into vectors. An engine may be this and one of the others."""
+
+    def embed(self, request: EmbedRequest, call: Call) -> EmbedResponse:
+        """One vector a text, in their order."""
+        ...
+
+
 class EngineBackend:
-    """Runs an engine in threads of its own; fulfils TextBackend.
+    """Runs an engine in threads of its own; fulfils TextBackend, EmbeddingBackend, or both, as its engine does.
 
     `workers` calls run at once and `queue` more may wait; what comes then is BackendOverloaded. Between an engine and a
     slow consumer at most 64 chunks are held, then the engine waits. Whoever gives up, or whose deadline passes, gets the
@@ -95,13 +103,16 @@ class EngineBackend:
     Works with any number of threads and event loops, side by side and one after another, and in the child of a fork.
     """
 
-    def __init__(self, engine: Engine | CallbackEngine, *, name: str, workers: int = 4, queue: int = 64) -> None:
+    def __init__(
+        self, engine: Engine | CallbackEngine | EmbeddingEngine, *, name: str, workers: int = 4, queue: int = 64
+    ) -> None:
         self.engine = engine
         self.name = name
         self._calls = Pool(name, workers=workers, queue=queue)
         self._control = Pool(name, workers=_CONTROL_WORKERS, queue=queue)
         self._lock = threading.Lock()
         self._closed = False
+        self._chats = hasattr(engine, "generate") or hasattr(engine, "stream")
         self._push, self._whole = _ways(engine)
         _BACKENDS.add(self)
 
@@ -149,14 +160,48 @@ class EngineBackend:
 
         return Job(self._calls, work, call, stage="first token", seconds=call.timeouts.first_token)
 
-    def _load(self, job: Job, request: ChatRequest, stage: str, seconds: float) -> None:
+    def embed(self, request: EmbedRequest, call: Call) -> EmbedResponse:
+        response: EmbedResponse = _finish(self._embed(request, call))
+        return response
+
+    async def aembed(self, request: EmbedRequest, call: Call) -> EmbedResponse:
+        response: EmbedResponse = await _afinish(self._embed(request, call))
+        return response
+
+    def _embed(self, request: EmbedRequest, call: Call) -> Job:
+        embed: Callable[[EmbedRequest, Call], EmbedResponse] | None = getattr(self.engine, "embed", None)
+        if embed is None:
+            raise self._cannot("embed texts", "embedding")
+        if request.dimensions is not None:
+            self._need({Feature.DIMENSIONS})
+
+        def work(job: Job) -> EmbedResponse:
+            self._load(job, request, "whole", call.timeouts.whole)
+            return embed(request, job.inner)
+
+        return Job(self._calls, work, call, stage="whole", seconds=call.timeouts.whole)
+
+    def _load(self, job: Job, request: ChatRequest | EmbedRequest, stage: str, seconds: float) -> None:
         job.enter("load", job.inner.timeouts.load)
         self.engine.load(request.model, job.inner)
         job.check()
         job.enter(stage, seconds)
 
     def _check(self, request: ChatRequest) -> None:
-        missing = required_features(request) - self.engine.features
+        if not self._chats:
+            raise self._cannot("chat", "chat")
+        self._need(required_features(request))
+
+    def _cannot(self, do: str, feature: str) -> UnsupportedFeature:
+        return UnsupportedFeature(
+            f"its engine does not {do}",
+            features=(feature,),
+            backend=self.name,
+            hint="Name another backend; `llm-hub plugins` lists what is installed.",
+        )
+
+    def _need(self, features: Set[Feature]) -> None:
+        missing = features - self.engine.features
         if missing:
             names = sorted(missing)
             raise UnsupportedFeature(

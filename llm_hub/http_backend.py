@@ -8,7 +8,7 @@ from typing import TypeVar
 from llm_hub.call import Call
 from llm_hub.capabilities import Capability, Feature, ModelInfo, Probe, Rung
 from llm_hub.config import BackendConfig, BuildContext
-from llm_hub.dialect import Conversation, Dialect, HttpReply, HttpRequest
+from llm_hub.dialect import Conversation, Dialect, EmbeddingDialect, HttpReply, HttpRequest
 from llm_hub.errors import (
     BackendError,
     Cancelled,
@@ -18,8 +18,9 @@ from llm_hub.errors import (
     ProtocolError,
     SettingsError,
     StreamInterrupted,
+    UnsupportedFeature,
 )
-from llm_hub.messages import ChatChunk, ChatRequest, ChatResponse, TokenCount
+from llm_hub.messages import ChatChunk, ChatRequest, ChatResponse, EmbedRequest, EmbedResponse, TokenCount
 from llm_hub.transport import Exchange, Origin, Port, Send, drive, fetch
 
 __all__ = ["HttpBackend"]
@@ -30,7 +31,7 @@ _CONTROL_SECONDS = 10.0  # how long a question about models or health may take, 
 
 
 class HttpBackend:
-    """Speaks a dialect over the hub's transport; fulfils TextBackend.
+    """Speaks a dialect over the hub's transport; fulfils TextBackend, and EmbeddingBackend if the dialect has embeddings.
 
     `default_url` is used where `config` has no address for the capability; neither is a SettingsError.
     """
@@ -81,6 +82,30 @@ class HttpBackend:
             if reply.status != 200:
                 raise self.dialect.error(reply, model=request.model)
             return self.dialect.decode_chat(request, reply)
+        except HubError as error:
+            self._named(error)
+            raise
+
+    def embed(self, request: EmbedRequest, call: Call) -> EmbedResponse:
+        return drive(self._embed(self._sync, request, call))
+
+    async def aembed(self, request: EmbedRequest, call: Call) -> EmbedResponse:
+        return await self._embed(self._async, request, call)
+
+    async def _embed(self, port: Port, request: EmbedRequest, call: Call) -> EmbedResponse:
+        dialect = self.dialect
+        try:
+            if not isinstance(dialect, EmbeddingDialect):
+                raise UnsupportedFeature(
+                    "its protocol has no embeddings",
+                    features=("embedding",),
+                    hint="Name another backend for embedding; `llm-hub plugins` lists what is installed.",
+                )
+            wire = dialect.encode_embed(request, request_id=call.request_id)
+            reply = await fetch(port, self._send(wire), call, ("whole", call.timeouts.whole))
+            if reply.status != 200:
+                raise dialect.error(reply, model=request.model)
+            return dialect.decode_embed(request, reply)
         except HubError as error:
             self._named(error)
             raise

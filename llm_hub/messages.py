@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal, TypeAlias
 
 import msgspec
 
@@ -15,12 +16,15 @@ __all__ = [
     "ChatResponse",
     "Choice",
     "Content",
+    "EmbedKind",
     "EmbedRequest",
     "EmbedResponse",
     "FinishReason",
     "ImagePart",
     "Message",
     "Part",
+    "ReadRequest",
+    "ReadResponse",
     "Reasoning",
     "ResponseFormat",
     "Role",
@@ -34,6 +38,7 @@ __all__ = [
     "ToolCallDelta",
     "ToolChoice",
     "Usage",
+    "Word",
 ]
 
 Role = Literal["system", "user", "assistant", "tool"]
@@ -332,21 +337,103 @@ class ChatChunk(msgspec.Struct, frozen=True, omit_defaults=True):
         return self.text
 
 
+EmbedKind: TypeAlias = Literal["query", "document"]
+"""What a text is in a search. Some models want one told from the other; None is neither."""
+
+
 class EmbedRequest(_Value, frozen=True):
-    """Texts to be embedded. `truncate` False: a text over the model's limit is an error."""
+    """Texts to be embedded, none of them empty.
+
+    `kind` says what they are; a prefix that is configured for it is in the texts already. `dimensions` None means all
+    that the model has. `truncate` False: a text over the model's limit is an error.
+    """
 
     texts: tuple[str, ...]
     model: str | None = None
+    kind: EmbedKind | None = None
     dimensions: int | None = None
     truncate: bool = False
     options: Mapping[str, Any] = {}
 
 
 class EmbedResponse(_Value, frozen=True):
-    """`vectors` has shape (n, dimension), in the order of the texts."""
+    """A sequence of vectors: `vectors` has shape (n, dimension), in the order of the texts."""
 
     vectors: tuple[tuple[float, ...], ...]
     model: str | None = None
     usage: Usage = Usage()
     timings: Timings = Timings()
     served_by: ServedBy | None = None
+
+    @property
+    def dimension(self) -> int | None:
+        """How many numbers each vector has; None where there is no vector."""
+        return len(self.vectors[0]) if self.vectors else None
+
+    @property
+    def norms(self) -> tuple[float, ...]:
+        """The Euclidean length of each vector."""
+        return tuple([math.hypot(*vector) for vector in self.vectors])
+
+    @property
+    def normalized(self) -> bool:
+        """Have all vectors the length 1, to within 0.1 %, so that a dot product is a cosine?"""
+        return all(abs(norm - 1.0) <= 1e-3 for norm in self.norms)
+
+    def __len__(self) -> int:
+        return len(self.vectors)
+
+    def __iter__(self) -> Iterator[tuple[float, ...]]:
+        return iter(self.vectors)
+
+    def __getitem__(self, index: int) -> tuple[float, ...]:
+        return self.vectors[index]
+
+
+class ReadRequest(_Value, frozen=True):
+    """An image whose text is to be read. `languages` as ISO 639 codes, the likeliest first; empty: as configured."""
+
+    image: ImagePart
+    languages: tuple[str, ...] = ()
+    model: str | None = None
+    options: Mapping[str, Any] = {}
+
+
+class Word(_Value, frozen=True):
+    """A word on an image.
+
+    `box` is (left, top, right, bottom) in pixels from the upper left corner, right and bottom exclusive. `confidence`
+    is in [0, 1]. `line` and `paragraph` count from 0 over the whole image.
+    """
+
+    text: str
+    box: tuple[int, int, int, int]
+    confidence: float
+    line: int
+    paragraph: int
+
+
+class ReadResponse(_Value, frozen=True):
+    """The text on an image: as a whole, lines ended by a newline and paragraphs by an empty line, and word by word.
+
+    `width` and `height` are those of the image as a person sees it, which the boxes refer to. (A photo may be stored
+    lying on its side.) No text at all is an answer too: `text` and `words` are empty then.
+    """
+
+    text: str
+    words: tuple[Word, ...]
+    width: int
+    height: int
+    languages: tuple[str, ...] = ()
+    model: str | None = None
+    timings: Timings = Timings()
+    served_by: ServedBy | None = None
+
+    @property
+    def confidence(self) -> float | None:
+        """The mean confidence of the words, weighted by their length; None without words."""
+        total = sum(len(word.text) for word in self.words)
+        return sum(word.confidence * len(word.text) for word in self.words) / total if total else None
+
+    def __str__(self) -> str:
+        return self.text

@@ -11,8 +11,17 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any, Protocol, TypeVar
 
 from llm_hub.call import Call
-from llm_hub.capabilities import Backend, ModelInfo, Probe, Rung, TextBackend
-from llm_hub.messages import ChatChunk, ChatRequest, ChatResponse, TokenCount
+from llm_hub.capabilities import Backend, EmbeddingBackend, ModelInfo, Probe, Rung, TextBackend, VisionBackend
+from llm_hub.messages import (
+    ChatChunk,
+    ChatRequest,
+    ChatResponse,
+    EmbedRequest,
+    EmbedResponse,
+    ReadRequest,
+    ReadResponse,
+    TokenCount,
+)
 
 __all__ = ["ASYNC", "BLOCKING", "World"]
 
@@ -40,6 +49,14 @@ class World(Protocol):
 
     async def count(self, backend: Any, request: ChatRequest, call: Call) -> TokenCount | None:
         """The tokens of a prompt, None where the backend cannot count."""
+        ...
+
+    async def read(self, backend: VisionBackend, request: ReadRequest, call: Call) -> ReadResponse:
+        """The text on an image."""
+        ...
+
+    async def embed(self, backend: EmbeddingBackend, request: EmbedRequest, call: Call) -> EmbedResponse:
+        """One vector a text."""
         ...
 
     async def models(self, backend: Backend, call: Call) -> tuple[ModelInfo, ...]:
@@ -75,6 +92,12 @@ class BlockingWorld:
         count: Callable[..., TokenCount | None] | None = getattr(backend, "count_tokens", None)
         return None if count is None else count(request, call)
 
+    async def read(self, backend: VisionBackend, request: ReadRequest, call: Call) -> ReadResponse:
+        return backend.read(request, call)
+
+    async def embed(self, backend: EmbeddingBackend, request: EmbedRequest, call: Call) -> EmbedResponse:
+        return backend.embed(request, call)
+
     async def models(self, backend: Backend, call: Call) -> tuple[ModelInfo, ...]:
         return backend.models(call)
 
@@ -104,6 +127,12 @@ class AsyncWorld:
     async def count(self, backend: Any, request: ChatRequest, call: Call) -> TokenCount | None:
         count: Callable[..., Awaitable[TokenCount | None]] | None = getattr(backend, "acount_tokens", None)
         return None if count is None else await count(request, call)
+
+    async def read(self, backend: VisionBackend, request: ReadRequest, call: Call) -> ReadResponse:
+        return await backend.aread(request, call)
+
+    async def embed(self, backend: EmbeddingBackend, request: EmbedRequest, call: Call) -> EmbedResponse:
+        return await backend.aembed(request, call)
 
     async def models(self, backend: Backend, call: Call) -> tuple[ModelInfo, ...]:
         return await backend.amodels(call)
