@@ -19,7 +19,8 @@ from urllib.parse import urlsplit
 import httpcore
 import msgspec
 
-from llm_hub._sockets import OPEN, AsyncGuard, AsyncNetwork, Guard, SyncNetwork, snapshot
+from llm_hub._guards import AsyncGuard, Guard
+from llm_hub._sockets import OPEN, AsyncNetwork, SyncNetwork, snapshot
 from llm_hub.call import Call
 from llm_hub.dialect import HttpReply, HttpRequest
 from llm_hub.errors import BackendUnreachable, ConnectionLost, HubClosed, HubError, ProtocolError, SettingsError
