@@ -16,7 +16,7 @@ import subprocess
 import sys
 import time
 
-ROUNDS = 15
+ROUNDS = 7
 MODULES = ("llm_hub", "llm_hub.hub", "httpx", "langchain_openai", "langchain_ollama", "any_llm", "litellm")
 
 

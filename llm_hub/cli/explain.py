@@ -35,7 +35,8 @@ def command(
         return
     model_text = decision.model or "the only one that it serves"
     click.echo(f"{click.style(decision.backend, bold=True)} serves {capability}, with the model: {model_text}")
-    click.echo(f"  by rule {decision.rule}, {decision.rule_text} ({decision.source})")
+    where = "" if decision.source in decision.rule_text else f" ({decision.source})"
+    click.echo(f"  by rule {decision.rule}, {decision.rule_text}{where}")
     for reason in decision.reasons:
         click.echo(f"  because {reason}")
     for target in decision.fallbacks:
