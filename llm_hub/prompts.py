@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 from collections.abc import Mapping, Sequence
 from typing import Any, TypedDict, cast
 
@@ -25,7 +23,7 @@ from llm_hub.messages import (
     ToolChoice,
 )
 
-__all__ = ["ChatOptions", "Prompt", "build_request", "image_media_type"]
+__all__ = ["ChatOptions", "Prompt", "build_request"]
 
 Prompt = str | Message | Mapping[str, Any] | Sequence[Message | Mapping[str, Any]] | ChatRequest
 """Text, a message, a conversation (messages, or dicts as OpenAI writes them), or a whole request."""
@@ -196,44 +194,12 @@ def _part(part: Any, where: str) -> Part:
         if part.get("type") == "text" and isinstance(part.get("text"), str):
             return TextPart(_text(part["text"], where))
         if part.get("type") == "image_url":
+            from llm_hub.images import data_uri  # here, because most conversations have no images
+
             url = part.get("image_url")
-            return _data_uri(url.get("url") if isinstance(url, Mapping) else url, where)
+            return data_uri(url.get("url") if isinstance(url, Mapping) else url, where)
     kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
     raise InvalidRequest(f"{where} is no part that is known ({kind!r})", hint="A part is of type text or image_url.")
-
-
-def _data_uri(url: Any, where: str) -> ImagePart:
-    if not isinstance(url, str) or not url.startswith("data:"):
-        raise InvalidRequest(
-            f"{where} is an image by URL, and the hub fetches no URLs (a server that does can be made to read its own network)",
-            hint="Read the image yourself and pass its bytes: ImagePart(data), or a data: URI.",
-        )
-    head, _, payload = url.partition(",")
-    if not head.endswith(";base64"):
-        raise InvalidRequest(f"{where} is a data: URI that is not base64", hint="Write data:image/png;base64,...")
-    try:
-        data = base64.b64decode(payload, validate=True)
-    except binascii.Error as error:
-        raise InvalidRequest(f"{where} is not valid base64 ({error})") from error
-    return ImagePart(data, head[5:].partition(";")[0] or image_media_type(data) or "image/png")
-
-
-def image_media_type(data: bytes) -> str | None:
-    """The media type of an encoded image by its first bytes (PNG, JPEG, GIF, WebP, BMP, TIFF), None if it is none."""
-    for magic, media_type in _MAGIC:
-        if data.startswith(magic):
-            return media_type
-    return "image/webp" if data[:4] == b"RIFF" and data[8:12] == b"WEBP" else None
-
-
-_MAGIC = (
-    (b"\x89PNG\r\n\x1a\n", "image/png"),
-    (b"\xff\xd8\xff", "image/jpeg"),
-    (b"GIF8", "image/gif"),
-    (b"BM", "image/bmp"),
-    (b"II*\0", "image/tiff"),
-    (b"MM\0*", "image/tiff"),
-)
 
 
 def _tool(tool: Any, where: str) -> Tool:

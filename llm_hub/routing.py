@@ -11,59 +11,90 @@ from typing import Any, TypeVar
 import msgspec
 
 from llm_hub.call import Call
-from llm_hub.capabilities import Feature, required_features
+from llm_hub.capabilities import Capability, Feature, required_features
 from llm_hub.epochs import EpochStore, Lease
 from llm_hub.errors import (
     BackendError,
     BackendUnreachable,
     Cancelled,
+    EmbeddingSpaceChanged,
     HubError,
     ModelNotFound,
     StreamInterrupted,
     UnsupportedFeature,
 )
-from llm_hub.messages import ChatChunk, ChatRequest, ChatResponse, ServedBy, TokenCount
+from llm_hub.messages import (
+    ChatChunk,
+    ChatRequest,
+    ChatResponse,
+    ReadRequest,
+    ReadResponse,
+    ServedBy,
+    TokenCount,
+)
 from llm_hub.runtime import Destination, Route, Runtime
 from llm_hub.selection import Ask
 from llm_hub.streams import collect
 from llm_hub.transport import drive
 from llm_hub.worlds import ASYNC, BLOCKING, World
 
-__all__ = ["AsyncChatStream", "ChatStream", "route_chat", "route_count"]
+__all__ = ["AsyncChatStream", "ChatStream", "in_order", "route_chat", "route_count", "route_read"]
 
 T = TypeVar("T")
 
 logger = logging.getLogger("llm_hub")
 
-Attempt = Callable[[Destination, ChatRequest], Awaitable[T]]
+R = TypeVar("R", bound=msgspec.Struct)
+Attempt = Callable[[Destination, R], Awaitable[T]]
+Admit = Callable[[Destination], Awaitable[None]]
 
 
-async def _in_order(
-    world: World, lease: Lease[Runtime], ask: Ask, request: ChatRequest, call: Call, attempt: Attempt[T]
+async def in_order(
+    world: World,
+    lease: Lease[Runtime],
+    ask: Ask,
+    request: R,
+    needs: frozenset[Feature],
+    call: Call,
+    attempt: Attempt[R, T],
+    *,
+    admit: Admit | None = None,
 ) -> tuple[T, ServedBy]:
-    """Try the destinations of the route in order, until one of them serves; the first that may not be passed over ends it."""
+    """Try the destinations of the route in order, until one of them serves; the first that may not be passed over ends it.
+
+    `request` has a field `model`; each destination gets its own. `needs` are the features that a destination must have.
+    `admit` is asked before a fallback is tried, and raises EmbeddingSpaceChanged for one that must not serve.
+    """
     runtime = lease.value
     route = runtime.cached(ask) or await runtime.route(world, ask, call)
-    needs = required_features(request)
     earlier: list[HubError] = []
+    refused: list[HubError] = []
     for position, destination in enumerate(route.destinations):
         call.check()
         try:
             if destination.model is None:
                 destination = await runtime.with_model(world, route, position, ask, call)
-            _refuse(runtime, destination, needs)
+            _refuse(runtime, destination, needs, ask.capability)
             call.timeouts = destination.timeouts
+            if position and admit is not None:
+                await admit(destination)
             to_send = request
-            if destination.model != request.model:
+            if destination.model != request.model:  # type: ignore[attr-defined]  # every request has one
                 to_send = msgspec.structs.replace(request, model=destination.model)
             result = await attempt(destination, to_send)
+        except EmbeddingSpaceChanged as refusal:
+            if not earlier:
+                raise
+            # That the one before failed is what matters; the refusal of a fallback is an addition to it.
+            logger.warning("%s", refusal)
+            refused.append(refusal)
         except HubError as error:
             if error.backend is None:
                 error.backend = destination.name
             if isinstance(error, ModelNotFound):
                 await _list_models(world, runtime, route, position, ask, call, error)
             if position + 1 == len(route.destinations) or not _may_pass_on(error, call):
-                error.earlier = tuple(earlier)
+                error.earlier = (*earlier, *refused)
                 raise
             logger.warning("%s; falling back to %s", error, route.destinations[position + 1].name)
             earlier.append(error)
@@ -76,7 +107,10 @@ async def _in_order(
                 attempts=position + 1,
                 fallback=position > 0,
             )
-    raise AssertionError("a route has at least one destination")
+    failed = earlier.pop()
+    failed.earlier = tuple(earlier)
+    failed.hint = " ".join(filter(None, (failed.hint, *(f"Not a fallback: {refusal}." for refusal in refused))))
+    raise failed
 
 
 def _may_pass_on(error: HubError, call: Call) -> bool:
@@ -84,7 +118,7 @@ def _may_pass_on(error: HubError, call: Call) -> bool:
     return error.failover and (call.repeatable or isinstance(error, BackendUnreachable | ModelNotFound))
 
 
-def _refuse(runtime: Runtime, destination: Destination, needs: frozenset[Feature]) -> None:
+def _refuse(runtime: Runtime, destination: Destination, needs: frozenset[Feature], capability: Capability) -> None:
     """Raise UnsupportedFeature for what the backend or the model, as far as it is known, cannot do."""
     missing = needs - destination.features
     what = f"its plugin {destination.plugin!r} has"
@@ -98,8 +132,25 @@ def _refuse(runtime: Runtime, destination: Destination, needs: frozenset[Feature
             f"{what} no support for {', '.join(sorted(missing))}",
             features=tuple(sorted(missing)),
             backend=destination.name,
-            hint="Leave it out, or choose a backend and model that have it; see: llm-hub models",
+            hint=_ELSEWHERE.get((capability, missing))
+            or "Leave it out, or choose a backend and model that have it; see: llm-hub models",
         )
+
+
+_ELSEWHERE = {
+    (Capability.TEXT, frozenset({Feature.IMAGES})): (
+        'Ask for vision: hub.vision(), or HubChatModel(hub, capability="vision") for LangChain.'
+    ),
+    (Capability.VISION, frozenset({Feature.IMAGES})): (
+        "It can only read text: hub.vision().read(image). To describe images, name a backend that does: "
+        'LLM_VISION_PROVIDER=..., or "vision.describe" under [routes].'
+    ),
+    (Capability.VISION, frozenset({Feature.READ})): (
+        "It can only describe images: hub.vision().describe(images, prompt). To read text with its boxes, name a "
+        'backend that does: LLM_VISION_READ_PROVIDER=tesseract, or "vision.read" under [routes].'
+    ),
+}
+"""What to do where the capability is the wrong one, or the backend does only half of it."""
 
 
 _OF_MODELS = frozenset({Feature.TOOLS, Feature.IMAGES, Feature.REASONING})
@@ -124,9 +175,23 @@ async def _list_models(
         error.hint = "Fetch it: " + destination.install_model.format(model=error.model or destination.model)
 
 
-def _stamp(response: ChatResponse, served_by: ServedBy, call: Call) -> ChatResponse:
+A = TypeVar("A", ChatResponse, ReadResponse)
+
+
+def _stamp(response: A, served_by: ServedBy, call: Call) -> A:
     timings = msgspec.structs.replace(response.timings, total=time.monotonic() - call.started)
     return msgspec.structs.replace(response, served_by=served_by, timings=timings)
+
+
+async def _ready(world: World, request: ChatRequest) -> tuple[ChatRequest, frozenset[Feature]]:
+    """The request with its images checked and made ready, and the features that serving it takes."""
+    needs = required_features(request)
+    if Feature.IMAGES in needs:
+        from llm_hub.images import prepare  # here, because most calls have no images
+
+        ready = request
+        request = await world.apart(lambda: prepare(ready))
+    return request, needs
 
 
 async def route_chat(
@@ -139,10 +204,30 @@ async def route_chat(
 
     lease = epochs.lease()
     try:
-        response, served_by = await _in_order(world, lease, ask, request, call, attempt)
+        request, needs = await _ready(world, request)
+        response, served_by = await in_order(world, lease, ask, request, needs, call, attempt)
     finally:
         lease.release()
     return _stamp(response, served_by, call)
+
+
+async def route_read(
+    world: World, epochs: EpochStore[Runtime], ask: Ask, request: ReadRequest, call: Call
+) -> ReadResponse:
+    """The text on an image. Raises as `route_chat` does."""
+
+    async def attempt(destination: Destination, to_send: ReadRequest) -> ReadResponse:
+        return await world.read(destination.backend, to_send, call)
+
+    lease = epochs.lease()
+    try:
+        response, served_by = await in_order(world, lease, ask, request, _READ, call, attempt)
+    finally:
+        lease.release()
+    return _stamp(response, served_by, call)
+
+
+_READ = frozenset({Feature.READ})
 
 
 async def route_count(
@@ -161,7 +246,8 @@ async def route_count(
         return TokenCount(tokens=-(-size // 4) + 4 * len(request.messages), limit=limit, exact=False)
 
     try:
-        counted, _ = await _in_order(world, lease, ask, request, call, attempt)
+        request, needs = await _ready(world, request)
+        counted, _ = await in_order(world, lease, ask, request, needs, call, attempt)
     finally:
         lease.release()
     return counted
@@ -172,10 +258,17 @@ class _Stream:
 
     _world: World
 
-    def __init__(self, epochs: EpochStore[Runtime], ask: Ask, request: ChatRequest, call: Call) -> None:
+    def __init__(
+        self,
+        epochs: EpochStore[Runtime],
+        ask: Ask,
+        request: ChatRequest | Callable[[], ChatRequest],
+        call: Call,
+    ) -> None:
         self._epochs = epochs
         self._ask = ask
         self._request = request
+        self._wanted = 1
         self._call = call
         self._chunks: Any = None
         self._lease: Lease[Runtime] | None = None
@@ -215,8 +308,13 @@ class _Stream:
             return chunks, held
 
         self._lease = self._epochs.lease()
-        (self._chunks, held), self.served_by = await _in_order(
-            self._world, self._lease, self._ask, self._request, self._call, attempt
+        request = self._request
+        if not isinstance(request, ChatRequest):
+            request = await self._world.apart(request)
+        request, needs = await _ready(self._world, request)
+        self._wanted = request.n
+        (self._chunks, held), self.served_by = await in_order(
+            self._world, self._lease, self._ask, request, needs, self._call, attempt
         )
         self._first = time.monotonic() - self._call.started
         self._ready = held[::-1]
@@ -263,7 +361,7 @@ class _Stream:
         self._release()
         response = collect(self._seen)
         open_choices = [choice.index for choice in response.choices if choice.finish_reason is None]
-        if open_choices or len(response.choices) < self._request.n:
+        if open_choices or len(response.choices) < self._wanted:
             name = self.served_by.backend if self.served_by is not None else None
             raise StreamInterrupted(
                 "the stream ended without a finish reason for every choice", partial=self.text, backend=name

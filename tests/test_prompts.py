@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llm_hub.errors import InvalidRequest
+from llm_hub.image_headers import image_media_type
 from llm_hub.messages import ChatRequest, ImagePart, Message, ResponseFormat, TextPart, Tool, ToolCall
-from llm_hub.prompts import build_request, image_media_type
+from llm_hub.prompts import build_request
 
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(8)
 

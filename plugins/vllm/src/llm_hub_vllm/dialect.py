@@ -18,7 +18,7 @@ from llm_hub_vllm.settings import GUIDED, VLLMSettings
 
 __all__ = ["FEATURES", "VLLMDialect"]
 
-FEATURES = frozenset(Feature) - {Feature.DIMENSIONS}
+FEATURES = frozenset(Feature) - {Feature.DIMENSIONS, Feature.READ}
 """What vLLM can be asked for with a model that can; DIMENSIONS is about embeddings."""
 
 _TOKENIZED = ("model", "messages", "tools", "chat_template", "chat_template_kwargs", "mm_processor_kwargs")
