@@ -132,29 +132,68 @@ def _conflict(entries: list[_Entry]) -> str | None:
 
 def _entries(path: Sequence[str] | None) -> Iterator[_Entry]:
     """The entries of our groups, of the distributions that importlib.metadata would find by their names."""
-    seen: set[str] = set()
+    names = _Names()
     found = importlib.metadata.distributions() if path is None else importlib.metadata.distributions(path=list(path))
     for distribution in found:
         try:
-            name, version = _name_and_version(distribution)
-            if name:
-                key = normalized(name)
-                if key in seen:
-                    continue  # shadowed: an import would find the earlier one too
-                seen.add(key)
             text = distribution.read_text("entry_points.txt")
+            if text is None or GROUP_PREFIX not in text:
+                names.pass_by(distribution)
+                continue
+            name, version = _name_and_version(distribution)
+            if not names.is_new(name, distribution):
+                continue  # an import would find the earlier one too
         except (OSError, UnicodeError) as error:
-            logger.warning("metadata of a distribution in %s cannot be read: %s", _place(distribution), error)
+            logger.warning("metadata of a distribution in %s cannot be read: %s", _folder(distribution), error)
             continue
-        if text is not None and GROUP_PREFIX in text:
-            for group, entry, value in _parse(text):
-                if group.startswith(GROUP_PREFIX):
-                    yield _Entry(group, entry, value, name or "(a distribution without a name)", version)
+        for group, entry, value in _parse(text):
+            if group.startswith(GROUP_PREFIX):
+                yield _Entry(group, entry, value, name or "(a distribution without a name)", version)
 
 
-def _place(distribution: Distribution) -> str:
+class _Names:
+    """The names of the distributions that were met on the path: of two with one name, the first shadows the second.
+
+    Reading a name costs as much as reading entry points, and most distributions have no plugins, so the names of those
+    are read only when a plugin turns up in a later folder, which is rare. (In one folder a name is there once.)
+    """
+
+    def __init__(self) -> None:
+        self._seen: set[str] = set()
+        self._passed: list[tuple[object, Distribution]] = []
+
+    def pass_by(self, distribution: Distribution) -> None:
+        """Note one that has no plugins."""
+        self._passed.append((_folder(distribution), distribution))
+
+    def is_new(self, name: str, distribution: Distribution) -> bool:
+        """Is this distribution, which has plugins, the first of its name?"""
+        if self._passed:
+            here = _folder(distribution)
+            earlier = [one for folder, one in self._passed if folder != here]
+            if earlier:
+                self._passed = [(folder, one) for folder, one in self._passed if folder == here]
+                self._seen.update(map(_name, earlier))
+        key = normalized(name)
+        if key and key in self._seen:
+            return False
+        self._seen.add(key)
+        return True
+
+
+def _name(distribution: Distribution) -> str:
+    """The name of one without plugins, as names are compared; empty if it cannot be read."""
     try:
-        return str(distribution.locate_file(""))
+        return normalized(_name_and_version(distribution)[0])
+    except (OSError, UnicodeError) as error:
+        logger.debug("metadata of a distribution in %s cannot be read: %s", _folder(distribution), error)
+        return ""
+
+
+def _folder(distribution: Distribution) -> object:
+    """The folder on the path that it lies in."""
+    try:
+        return distribution.locate_file("")
     except NotImplementedError:  # a finder of somebody's own need not have files
         return repr(distribution)
 

@@ -115,6 +115,13 @@ def test_one_distribution_with_unreadable_metadata_does_not_hide_the_others(
     assert f"metadata of a distribution in {tmp_path} cannot be read" in caplog.text
 
 
+def test_unreadable_metadata_of_one_without_plugins_hides_nothing(tmp_path: Path) -> None:
+    bad = lay(tmp_path / "first", "bad", group="console_scripts", bad="bad:main")
+    (bad / "METADATA").write_bytes(b"Name: \xff\xfe\n")
+    lay(tmp_path / "second", "hub-good", good="good.plugin")
+    assert len(installed([str(tmp_path / "first"), str(tmp_path / "second")])) == 1
+
+
 def test_a_line_that_is_no_entry_costs_itself_alone(tmp_path: Path) -> None:
     info = lay(tmp_path, "hub-acme", acme="acme.plugin")
     with (info / "entry_points.txt").open("a") as file:
