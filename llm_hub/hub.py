@@ -211,6 +211,10 @@ class Hub:
             model=model,
             features=frozenset(Feature(feature) for feature in features),
         )
+        return self.conversation(ask)
+
+    def conversation(self, ask: Ask) -> TextHandle:
+        """A way to hold conversations on the route of any `Ask`: that of text, or that of vision with its images."""
         return TextHandle(self._epochs, ask)
 
     # -- seeing -------------------------------------------------------------------------------------------------------
