@@ -104,30 +104,31 @@ class _Entry(msgspec.Struct, frozen=True):
 
 def _installed(name: str, entries: list[_Entry]) -> Installed:
     """What the entries of one name amount to."""
-    first = min(entries, key=lambda entry: (normalized(entry.distribution), entry.group))
-    owners = sorted({entry.distribution for entry in entries})
-    known = [_CAPABILITIES[entry.group] for entry in entries if entry.group in _CAPABILITIES]
-    unknown = {entry.group for entry in entries if entry.group not in _CAPABILITIES}
+    first = min(entries, key=lambda entry: (normalized(entry.distribution), entry.group)) if entries[1:] else entries[0]
+    groups = [entry.group for entry in entries]
+    conflict, rivals = _conflict(entries) if entries[1:] else (None, ())
     return Installed(
         name=name,
-        capabilities=frozenset(known),
+        capabilities=frozenset([_CAPABILITIES[group] for group in groups if group in _CAPABILITIES]),
         value=first.value,
         distribution=first.distribution,
         version=first.version,
-        conflict=_conflict(entries) if len(entries) > 1 else None,
-        rivals=tuple(owners) if len(owners) > 1 else (),
-        unknown_groups=tuple(sorted(unknown)),
+        conflict=conflict,
+        rivals=rivals,
+        unknown_groups=tuple(sorted({group for group in groups if group not in _CAPABILITIES})),
     )
 
 
-def _conflict(entries: list[_Entry]) -> str | None:
+def _conflict(entries: list[_Entry]) -> tuple[str | None, tuple[str, ...]]:
+    """Why they do not mean one object, and the distributions that are in each other's way."""
     origins = sorted({entry.origin for entry in entries})
     if len(origins) > 1:
-        return f"{len(origins)} distributions claim this name: {', '.join(origins)}"
+        rivals = tuple(sorted({entry.distribution for entry in entries}))
+        return f"{len(origins)} distributions claim this name: {', '.join(origins)}", rivals
     values = sorted({entry.value for entry in entries})
     if len(values) > 1:
-        return f"its entry points name different objects: {', '.join(values)}"
-    return None
+        return f"its entry points name different objects: {', '.join(values)}", ()
+    return None, ()
 
 
 def _entries(path: Sequence[str] | None) -> Iterator[_Entry]:
