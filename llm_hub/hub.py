@@ -205,16 +205,25 @@ class Hub:
         self, *, backend: str | None = None, model: str | None = None, features: Iterable[Feature | str] = ()
     ) -> TextHandle:
         """A way to text. `backend` and `model` choose by name (rule 1); `features` are what the backend must have."""
+        return self.conversation(Capability.TEXT, backend=backend, model=model, features=features)
+
+    def conversation(
+        self,
+        capability: Capability | str,
+        *,
+        backend: str | None = None,
+        model: str | None = None,
+        features: Iterable[Feature | str] = (),
+    ) -> TextHandle:
+        """A way to hold conversations: on the route of text, or on that by which vision describes, with images in them."""
+        capability = Capability(capability)
         ask = Ask(
-            capability=Capability.TEXT,
+            capability=capability,
+            operation="describe" if capability is Capability.VISION else "chat",
             backend=backend,
             model=model,
             features=frozenset(Feature(feature) for feature in features),
         )
-        return self.conversation(ask)
-
-    def conversation(self, ask: Ask) -> TextHandle:
-        """A way to hold conversations on the route of any `Ask`: that of text, or that of vision with its images."""
         return TextHandle(self._epochs, ask)
 
     # -- seeing -------------------------------------------------------------------------------------------------------

@@ -10,13 +10,11 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 from langchain_core.load.serializable import Serializable
 from pydantic import ConfigDict, Field
 
-from llm_hub.capabilities import Capability
 from llm_hub.errors import ConfigurationError, InvalidRequest
-from llm_hub.hub import Hub
-from llm_hub.selection import Ask
 
 if TYPE_CHECKING:
-    from llm_hub.hub import TextHandle
+    from llm_hub.hub import Hub
+    from llm_hub.text import TextHandle
 
 __all__ = ["OPTIONS", "HubObject", "HubTextObject", "default_hub"]
 
@@ -61,6 +59,8 @@ def default_hub() -> Hub:
     global _default
     with _lock:
         if _default is None:
+            from llm_hub.hub import Hub  # here, so that importing the LangChain objects costs no more than LangChain
+
             _default = Hub.from_env()
             atexit.register(_default.close)
         return _default
@@ -83,7 +83,7 @@ class HubObject(Serializable):
     """The model by name; None is the one that the route names."""
 
     def __init__(self, hub: Hub | None = None, **defaults: Any) -> None:
-        if hub is not None and not isinstance(hub, Hub):
+        if hub is not None and not hasattr(hub, "conversation"):
             raise ConfigurationError(
                 f"{type(self).__name__} takes a Hub, not {type(hub).__name__}", hint="Name the model: model=..."
             )
@@ -145,9 +145,7 @@ class HubTextObject(HubObject):
 
     def _handle(self, backend: str | None, model: str | None) -> TextHandle:
         """The way to the route; it resolves anew with each call."""
-        operation = "chat" if self.capability == "text" else "describe"
-        ask = Ask(capability=Capability(self.capability), operation=operation, backend=backend, model=model)
-        return self._hub().conversation(ask)
+        return self._hub().conversation(self.capability, backend=backend, model=model)
 
     def _prepare(
         self, stop: Sequence[str] | None, given: Mapping[str, Any], known: frozenset[str] = frozenset()
