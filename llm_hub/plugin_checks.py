@@ -50,7 +50,7 @@ def check_hooks(manager: pluggy.PluginManager, plugin: object, offered: frozense
     for name, value in _hook_like(plugin):
         if manager.parse_hookimpl_opts(plugin, name) is None:
             if name in HOOKS:
-                raise Fault(f"its {name} is not marked with @hookimpl", "Mark it: from llm_hub import hookimpl")
+                raise Fault(f"its {name} is not marked with @hookimpl", "Mark it (`from llm_hub import hookimpl`).")
             if inspect.isroutine(value):
                 raise Fault(f"its function {name} is no hook", _meant(name))
     for name, caller in vars(manager.hook).items():
