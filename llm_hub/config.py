@@ -13,7 +13,7 @@ from llm_hub.capabilities import Capability
 if TYPE_CHECKING:
     from llm_hub.transport import Transport
 
-__all__ = ["BackendConfig", "BuildContext", "Progress", "Secret"]
+__all__ = ["BackendConfig", "BatchLimits", "BuildContext", "Progress", "Secret"]
 
 
 class Secret:
@@ -45,11 +45,19 @@ class Secret:
         raise TypeError("a Secret is not pickled: configure each process from its own environment")
 
 
+class BatchLimits(msgspec.Struct, frozen=True, kw_only=True):
+    """How much goes into one request for embeddings: texts, and characters of them all (about four make a token)."""
+
+    texts: int = 64
+    characters: int = 100_000
+
+
 class BackendConfig(msgspec.Struct, frozen=True, kw_only=True):
     """One instance of a plugin, as configured.
 
     `base_urls` has the address under each capability that has one of its own and under None for the rest. `models` has
-    the model of each capability. `options` is an instance of the Struct that the plugin's manifest names as `settings`
+    the model of each capability. `prefixes` are what comes before the texts that are embedded as "query" or "document",
+    and `batch` limits one request for embeddings; both are the core's to apply. `options` is an instance of the Struct that the plugin's manifest names as `settings`
     (an empty mapping where it names none). `source` says where the instance was defined, for errors and `explain`.
     """
 
@@ -59,6 +67,8 @@ class BackendConfig(msgspec.Struct, frozen=True, kw_only=True):
     api_key: Secret | None = None
     models: Mapping[Capability, str] = {}
     timeouts: Timeouts = Timeouts()
+    prefixes: Mapping[str, str] = {}
+    batch: BatchLimits = BatchLimits()
     options: Any = msgspec.field(default_factory=dict)
     source: str = "default"
 

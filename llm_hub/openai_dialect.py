@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from llm_hub.capabilities import Feature, ModelInfo, Probe, Rung
+from llm_hub.capabilities import Capability, Feature, ModelInfo, Probe, Rung
 from llm_hub.config import BackendConfig
 from llm_hub.dialect import Conversation, HttpReply, HttpRequest, StreamDecoder
 from llm_hub.errors import (
@@ -19,8 +19,9 @@ from llm_hub.errors import (
     ModelNotFound,
     ProtocolError,
     RequestError,
+    UnsupportedFeature,
 )
-from llm_hub.messages import ChatChunk, ChatRequest, ChatResponse, Message, Reasoning
+from llm_hub.messages import ChatChunk, ChatRequest, ChatResponse, EmbedRequest, EmbedResponse, Message, Reasoning
 from llm_hub.openai_decoding import (
     Chunk,
     ChunkStream,
@@ -30,9 +31,11 @@ from llm_hub.openai_decoding import (
     finish_reason,
     response_from_bytes,
 )
+from llm_hub.openai_embedding import EncodingFormat, decode_embeddings, encode_embeddings
 from llm_hub.openai_encoding import check_features, encode_body, to_json
 from llm_hub.openai_errors import classify, classify_error, complaint, first_words, reply_error
 from llm_hub.streaming import Event, SSEDecoder
+from llm_hub.vectors import check_vectors
 
 __all__ = [
     "ChunkStream",
@@ -163,7 +166,7 @@ class OpenAIStreamDecoder(ChunkStream):
 
 
 class OpenAIDialect:
-    """Speaks to a server over the OpenAI API; fulfils Dialect.
+    """Speaks to a server over the OpenAI API; fulfils EmbeddingDialect.
 
     A plugin for one more server declares what differs, by arguments here or by overriding the few `encode_` methods:
 
@@ -174,6 +177,8 @@ class OpenAIDialect:
     max_tokens_field, reasoning_field: see `encode_body`.
     request_id_header: the header that takes the id of a call to the server's log; None for none.
     install_model: the command that makes the server serve a model, with `{model}` in it.
+    capability: what the backend is for: a probe up to GENERATING asks one for embeddings to embed.
+    encoding: how vectors are asked for; either is understood.
     """
 
     def __init__(
@@ -200,9 +205,14 @@ class OpenAIDialect:
         reasoning_field: str | None = None,
         request_id_header: str | None = "x-request-id",
         install_model: str | None = None,
+        capability: Capability = Capability.TEXT,
+        encoding: EncodingFormat = "float",
     ) -> None:
         self._features = features
+        self.capability = capability
+        self.encoding = encoding
         self.chat_path = f"{prefix}/chat/completions"
+        self.embed_path = f"{prefix}/embeddings"
         self.models_path = f"{prefix}/models"
         self.health_path = health_path
         self.models_are_loaded = models_are_loaded
@@ -244,6 +254,23 @@ class OpenAIDialect:
         if self.request_id_header is not None:
             headers[self.request_id_header] = request_id
 
+    def encode_embed(self, request: EmbedRequest, *, request_id: str | None = None) -> HttpRequest:
+        body = encode_embeddings(request, encoding=self.encoding)
+        if request.truncate:
+            self.encode_truncate(body)
+        headers = {"accept": "application/json"}
+        if request_id is not None:
+            self.encode_request_id(body, headers, request_id)
+        return HttpRequest("POST", self.embed_path, to_json(body), headers)
+
+    def encode_truncate(self, body: dict[str, Any]) -> None:
+        """Ask for texts to be cut at the model's limit. OpenAI's API has no word for it."""
+        raise UnsupportedFeature(
+            "it cannot be asked to cut texts that are too long",
+            features=("truncate",),
+            hint="Split the texts, and leave truncate out.",
+        )
+
     # -- answers ------------------------------------------------------------------------------------------------------
 
     def decode_chat(self, request: ChatRequest, reply: HttpReply) -> ChatResponse:
@@ -258,8 +285,11 @@ class OpenAIDialect:
     def decode_stream(self, request: ChatRequest) -> StreamDecoder:
         return OpenAIStreamDecoder(n=request.n, model=request.model)
 
+    def decode_embed(self, request: EmbedRequest, reply: HttpReply) -> EmbedResponse:
+        return decode_embeddings(reply, model=request.model)
+
     def error(self, reply: HttpReply, *, model: str | None = None) -> HubError:
-        return self._advise(reply_error(reply, model=model))
+        return self._advise(reply_error(reply, model=model, capability=self.capability))
 
     def _advise(self, error: HubError) -> HubError:
         """Say how to get a model that is missing."""
@@ -347,11 +377,21 @@ class OpenAIDialect:
         )
 
     def _generate(self, model: str | None) -> Conversation[None]:
+        if self.capability is Capability.EMBEDDING:
+            yield from self._embed_something(model)
+            return
         request = ChatRequest(messages=(Message(role="user", content="ping"),), model=model, max_tokens=1)
         reply = yield self.encode_chat(request, stream=False)
         if reply.status != 200:
             raise self.error(reply, model=model)
         self.decode_chat(request, reply)
+
+    def _embed_something(self, model: str | None) -> Conversation[None]:
+        request = EmbedRequest(texts=("ping",), model=model)
+        reply = yield self.encode_embed(request)
+        if reply.status != 200:
+            raise self.error(reply, model=model)
+        check_vectors(self.decode_embed(request, reply), 1)
 
 
 def server_root(config: BackendConfig, *, prefix: str = "/v1") -> BackendConfig:

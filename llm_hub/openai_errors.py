@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from llm_hub.addresses import redacted
+from llm_hub.capabilities import Capability
 from llm_hub.dialect import HttpReply
 from llm_hub.errors import (
     AuthenticationFailed,
@@ -78,6 +79,7 @@ _UNSUPPORTED: tuple[tuple[str, str, str | None], ...] = (
         "Send images to a model that sees.",
     ),
     (r"does not support (?:thinking|reasoning)", "reasoning", None),
+    (r"matryoshka", "dimensions", "Leave dimensions out: the vectors of this model have one length."),
 )
 _NOT_SUPPORTED = r"not support|unsupported|not implemented"
 _NO_MODEL = r"^(?:the )?model [`'\"]?\S+ (?:does not exist|(?:was |is )?not found|is not loaded)|^no such model"
@@ -169,9 +171,14 @@ def classify_error(
 
 
 def classify(
-    status: int | None, said: Complaint, *, model: str | None = None, retry_after: float | None = None
+    status: int | None,
+    said: Complaint,
+    *,
+    model: str | None = None,
+    retry_after: float | None = None,
+    capability: Capability = Capability.TEXT,
 ) -> HubError:
-    """`classify_error` for a Complaint."""
+    """`classify_error` for a Complaint. `capability` is what the server was asked for."""
     if status is None or status == 200:
         status = _status(said)
     if status in (401, 403) or said.type == "authentication_error" or said.code == "invalid_api_key":
@@ -186,7 +193,7 @@ def classify(
         if overflow is not None:
             return overflow
     if status == 404 and text.lower() in _NO_ROUTE:
-        return _no_route()
+        return _no_route(capability)
     if refused and (said.code == "model_not_found" or _found(_NO_MODEL, text)):
         return _no_model(said.message, text, model)
     if refused or status == 500:
@@ -267,11 +274,12 @@ def _no_model(message: str, text: str, model: str | None) -> ModelNotFound:
     )
 
 
-def _no_route() -> UnsupportedFeature:
+def _no_route(capability: Capability) -> UnsupportedFeature:
+    embeds = capability is Capability.EMBEDDING
+    other = "a text model" if embeds else "an embedding model"
     return UnsupportedFeature(
-        "it does not serve this route (404 Not Found): a server of another kind of model, such as an embedding model, "
-        "answers so",
-        features=("chat",),
+        f"it does not serve this route (404 Not Found): a server of another kind of model, such as {other}, answers so",
+        features=("embedding",) if embeds else ("chat",),
         hint="Check base_url, and what it serves: llm-hub models",
     )
 
@@ -293,8 +301,8 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
         return None
 
 
-def reply_error(reply: HttpReply, *, model: str | None = None) -> HubError:
-    """The typed error for a whole answer that is no success."""
+def reply_error(reply: HttpReply, *, model: str | None = None, capability: Capability = Capability.TEXT) -> HubError:
+    """The typed error for a whole answer that is no success. `capability` is what the server was asked for."""
     status = reply.status
     if 300 <= status < 400:
         place = redacted(reply.headers.get("location", ""))
@@ -311,7 +319,7 @@ def reply_error(reply: HttpReply, *, model: str | None = None) -> HubError:
         said = None
     wait = retry_after(reply.headers)
     if said is not None:
-        return classify(status, said, model=model, retry_after=wait)
+        return classify(status, said, model=model, retry_after=wait, capability=capability)
     kind = reply.headers.get("content-type", "").partition(";")[0].strip()
     words = f"{kind or 'a body'} that begins {first_words(reply.body)}" if reply.body.strip() else "an empty body"
     if status in (404, 405):

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from llm_hub.call import Call, Timeouts
 from llm_hub.capabilities import Backend, Capability, Feature, ModelInfo, Probe, Rung
-from llm_hub.config import BackendConfig, BuildContext, Progress
+from llm_hub.config import BackendConfig, BatchLimits, BuildContext, Progress
 from llm_hub.errors import HubError, ModelNotFound, NoBackend
 from llm_hub.manifest import PluginManifest
 from llm_hub.selection import DEFAULT_BACKEND, Ask, Candidate, Decision, Target, decides_by_default, select
 from llm_hub.settings import bind_options
 
 if TYPE_CHECKING:
+    from llm_hub.embedding_guard import Spaces
     from llm_hub.registry import Plugin, Registry
     from llm_hub.settings import Settings
     from llm_hub.transport import Transport
@@ -40,6 +42,8 @@ class Destination(msgspec.Struct, frozen=True):
     features: frozenset[Feature]
     timeouts: Timeouts
     install_model: str | None
+    prefixes: Mapping[str, str] = {}
+    batch: BatchLimits = BatchLimits()
 
 
 class Route(msgspec.Struct, frozen=True):
@@ -177,15 +181,25 @@ class Runtime:
         """What is called for a target."""
         backend = self.backend(target.backend, ask.capability)
         plugin = self._plugin_of(target.backend)
+        config = self.config(target.backend)
         return Destination(
             name=target.backend,
             plugin=plugin.name,
             backend=backend,
             model=target.model,
             features=backend.features,
-            timeouts=self.config(target.backend).timeouts,
+            timeouts=config.timeouts,
             install_model=plugin.manifest.install_model,
+            prefixes=config.prefixes,
+            batch=config.batch,
         )
+
+    @functools.cached_property
+    def spaces(self) -> Spaces:
+        """What is known of the embedding spaces of the backends."""
+        from llm_hub.embedding_guard import Spaces  # here, because most hubs embed nothing
+
+        return Spaces()
 
     # -- resolving ----------------------------------------------------------------------------------------------------
 
