@@ -261,6 +261,7 @@ def test_a_stopped_server_refuses_and_starts_again_on_its_port() -> None:
 
 
 def test_starting_and_stopping_are_quick_even_with_hanging_clients() -> None:
+    threads = threading.active_count()
     started = time.perf_counter()
     server = FakeServer(lambda _: Reply(body=[b"x", Hang()]))
     server.start()
@@ -271,12 +272,12 @@ def test_starting_and_stopping_are_quick_even_with_hanging_clients() -> None:
     server.wait_for_requests(20)
     before = time.perf_counter()
     server.close()
-    assert time.perf_counter() - before < 1
-    assert up - started < 1
+    assert time.perf_counter() - before < 5, "it does not wait for those that hang"
+    assert up - started < 5
     assert all(request.gone_early for request in server.requests)
     for sock in socks:
         sock.close()
-    assert threading.active_count() <= 2
+    assert threading.active_count() <= threads
 
 
 def test_many_clients_are_served_at_once() -> None:
