@@ -1,4 +1,7 @@
-"""`HubChatModel`: the hub's text route, or its vision route, as a LangChain chat model."""
+"""`HubChatModel`: the hub's text route, or its vision route, as a LangChain chat model.
+
+What only a call needs is imported by the first one, so that importing this costs no more than importing LangChain's own base.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from langchain_core.language_models.chat_models import BaseChatModel
 
 from llm_hub.errors import InvalidRequest
-from llm_hub.langchain.answers import from_chunk, from_response, last_chunk
 from llm_hub.langchain.common import HubTextObject
-from llm_hub.langchain.messages import to_messages
-from llm_hub.langchain.tools import to_tool_choice, to_tools
 
 if TYPE_CHECKING:
     from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from langchain_core.runnables import Runnable
     from langchain_core.tools import BaseTool
 
-    from llm_hub.hub import TextHandle
     from llm_hub.messages import Message
+    from llm_hub.text import TextHandle
 
 __all__ = ["HubChatModel"]
 
@@ -63,8 +63,12 @@ class HubChatModel(HubTextObject, BaseChatModel):
     def _ask(
         self, messages: list[BaseMessage], stop: Sequence[str] | None, given: Mapping[str, Any], *, stream: bool
     ) -> tuple[TextHandle, tuple[Message, ...], dict[str, Any]]:
+        from llm_hub.langchain.messages import to_messages
+
         handle, options = self._prepare(stop, given, _CHAT)
         if (tools := options.get("tools")) is not None:
+            from llm_hub.langchain.tools import to_tool_choice
+
             if not tools:
                 del options["tools"]  # none are offered
             choice = to_tool_choice(options.pop("tool_choice", None), tools)
@@ -83,6 +87,8 @@ class HubChatModel(HubTextObject, BaseChatModel):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
+        from llm_hub.langchain.answers import from_response
+
         handle, conversation, options = self._ask(messages, stop, kwargs, stream=False)
         return from_response(handle.chat(conversation, **options))
 
@@ -93,6 +99,8 @@ class HubChatModel(HubTextObject, BaseChatModel):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
+        from llm_hub.langchain.answers import from_response
+
         handle, conversation, options = self._ask(messages, stop, kwargs, stream=False)
         return from_response(await handle.achat(conversation, **options))
 
@@ -103,6 +111,8 @@ class HubChatModel(HubTextObject, BaseChatModel):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> Iterator[ChatGenerationChunk]:
+        from llm_hub.langchain.answers import from_chunk, last_chunk
+
         handle, conversation, options = self._ask(messages, stop, kwargs, stream=True)
         with handle.stream(conversation, **options) as stream:
             for chunk in stream:
@@ -117,6 +127,8 @@ class HubChatModel(HubTextObject, BaseChatModel):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> AsyncIterator[ChatGenerationChunk]:
+        from llm_hub.langchain.answers import from_chunk, last_chunk
+
         handle, conversation, options = self._ask(messages, stop, kwargs, stream=True)
         async with handle.astream(conversation, **options) as stream:
             async for chunk in stream:
@@ -132,6 +144,8 @@ class HubChatModel(HubTextObject, BaseChatModel):
 
     def get_num_tokens_from_messages(self, messages: list[BaseMessage], tools: Sequence[Any] | None = None) -> int:
         """How many tokens the conversation is, with the chat template and the tools, as the backend counts."""
+        from llm_hub.langchain.tools import to_tools
+
         given = {} if not tools else {"tools": to_tools(tools)}
         handle, conversation, options = self._ask(messages, None, given, stream=False)
         return handle.count_tokens(conversation, **options).tokens
@@ -153,6 +167,8 @@ class HubChatModel(HubTextObject, BaseChatModel):
         OpenAI or Anthropic write it. What a backend cannot enforce is UnsupportedFeature when it is called.
         Raises InvalidRequest for what is no tool.
         """
+        from llm_hub.langchain.tools import to_tool_choice, to_tools
+
         made = to_tools(tools, strict=strict)
         if (choice := to_tool_choice(tool_choice, made)) is not None:
             kwargs["tool_choice"] = choice

@@ -73,7 +73,7 @@ class HubObject(Serializable):
     is read back (by `langchain_core.load`, or from a pickle) asks the hub of the environment it is read in.
     """
 
-    model_config = ConfigDict(arbitrary_types_allowed=True, protected_namespaces=())
+    model_config = ConfigDict(arbitrary_types_allowed=True, protected_namespaces=(), defer_build=True)
 
     hub: Any = Field(default=None, exclude=True, repr=False)
     """The `Hub` to ask."""

@@ -16,8 +16,8 @@ from llm_hub.langchain.common import HubTextObject
 if TYPE_CHECKING:
     from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
 
-    from llm_hub.hub import TextHandle
     from llm_hub.messages import ChatResponse
+    from llm_hub.text import TextHandle
 
 __all__ = ["HubLLM"]
 
