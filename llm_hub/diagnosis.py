@@ -91,7 +91,7 @@ def _capability(
 ) -> list[Finding]:
     from llm_hub.selection import Ask
 
-    ask = Ask(capability=capability, operation=OPERATIONS[capability])
+    ask = Ask(capability=capability)
     try:
         decision = drive(runtime.decision(BLOCKING, ask, Call(timeout=timeout)))
     except HubError as error:
@@ -127,9 +127,6 @@ def _asked_for(runtime: Runtime, capability: Capability) -> bool:
         or any(capability in assignment.capabilities for assignment in settings.assignments)
         or any(capability in config.models for config in settings.backends.values())
     )
-
-
-OPERATIONS = {Capability.TEXT: "chat", Capability.EMBEDDING: "embed", Capability.VISION: "describe"}
 
 
 def _backend(runtime: Runtime, name: str, capability: Capability, timeout: float, *, chosen: bool) -> Finding:

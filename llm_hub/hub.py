@@ -6,46 +6,32 @@ import logging
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from llm_hub.call import Call, CancelToken
+from llm_hub.call import Call
 from llm_hub.capabilities import Capability, Feature, ModelInfo, Probe, Rung
 from llm_hub.config import Progress
 from llm_hub.epochs import Epoch, EpochStore
 from llm_hub.errors import HubError
-from llm_hub.prompts import ChatOptions, Prompt, build_request
-from llm_hub.routing import AsyncChatStream, ChatStream, route_chat, route_count
 from llm_hub.runtime import Runtime
 from llm_hub.selection import Ask, Decision
+from llm_hub.text import TextHandle
 from llm_hub.transport import Transport, drive
 from llm_hub.worlds import ASYNC, BLOCKING
 
 if TYPE_CHECKING:
     import os
 
-    from llm_hub.messages import ChatRequest, ChatResponse, TokenCount
+    from llm_hub.embedding import EmbeddingHandle
     from llm_hub.registry import PluginReport, Registry
     from llm_hub.settings import Settings
+    from llm_hub.vision import VisionHandle
 
 __all__ = ["BackendStatus", "Hub", "HubStatus", "RouteStatus", "TextHandle"]
 
 logger = logging.getLogger("llm_hub")
-
-
-class CallOptions(ChatOptions, total=False):
-    """The options of a chat, and those of the call: `timeout` in seconds for all of it, `cancel`, `repeatable`."""
-
-    timeout: float
-    cancel: CancelToken
-    repeatable: bool
-
-
-class _Limits(TypedDict, total=False):
-    timeout: float
-    cancel: CancelToken
-    repeatable: bool
 
 
 class RouteStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -84,60 +70,6 @@ class HubStatus(msgspec.Struct, frozen=True, kw_only=True):
             )
             for route in self.routes
         )
-
-
-class TextHandle:
-    """A way to text. It holds nothing and does no I/O: each call finds its route anew, so it follows every switch."""
-
-    __slots__ = ("_ask", "_epochs")
-
-    def __init__(self, epochs: EpochStore[Runtime], ask: Ask) -> None:
-        self._epochs = epochs
-        self._ask = ask
-
-    def __repr__(self) -> str:
-        return f"<TextHandle {self._ask.backend or 'by the rules'}>"
-
-    def chat(self, prompt: Prompt, **options: Unpack[CallOptions]) -> ChatResponse:
-        """The whole answer. Raises the errors of `llm_hub.errors`."""
-        ask, request, call = self._prepare(prompt, options)
-        return drive(route_chat(BLOCKING, self._epochs, ask, request, call))
-
-    async def achat(self, prompt: Prompt, **options: Unpack[CallOptions]) -> ChatResponse:
-        """`chat`, async."""
-        ask, request, call = self._prepare(prompt, options)
-        return await route_chat(ASYNC, self._epochs, ask, request, call)
-
-    def stream(self, prompt: Prompt, **options: Unpack[CallOptions]) -> ChatStream:
-        """The answer in pieces; the call begins when the first is asked for."""
-        return ChatStream(self._epochs, *self._prepare(prompt, options))
-
-    def astream(self, prompt: Prompt, **options: Unpack[CallOptions]) -> AsyncChatStream:
-        """`stream`, async: `async for chunk in hub.text().astream(...)`."""
-        return AsyncChatStream(self._epochs, *self._prepare(prompt, options))
-
-    def count_tokens(self, prompt: Prompt, **options: Unpack[CallOptions]) -> TokenCount:
-        """How many tokens the prompt is for the backend that would answer it; an estimate, which says so, if it cannot tell."""
-        ask, request, call = self._prepare(prompt, options)
-        return drive(route_count(BLOCKING, self._epochs, ask, request, call))
-
-    async def acount_tokens(self, prompt: Prompt, **options: Unpack[CallOptions]) -> TokenCount:
-        """`count_tokens`, async."""
-        ask, request, call = self._prepare(prompt, options)
-        return await route_count(ASYNC, self._epochs, ask, request, call)
-
-    def _prepare(self, prompt: Prompt, options: CallOptions) -> tuple[Ask, ChatRequest, Call]:
-        limits: dict[str, Any] = {name: options.pop(name) for name in _CALL_OPTIONS if name in options}  # type: ignore[misc]
-        model: Any = options.pop("model", None)  # type: ignore[typeddict-item]
-        request = build_request(prompt, options)
-        model = model or request.model
-        ask = self._ask
-        if model is not None:
-            ask = msgspec.structs.replace(ask, model=model)
-        return ask, request, Call(**limits)
-
-
-_CALL_OPTIONS = ("timeout", "cancel", "repeatable")
 
 
 class Hub:
@@ -216,15 +148,36 @@ class Hub:
         features: Iterable[Feature | str] = (),
     ) -> TextHandle:
         """A way to hold conversations: on the route of text, or on that by which vision describes, with images in them."""
-        capability = Capability(capability)
         ask = Ask(
-            capability=capability,
-            operation="describe" if capability is Capability.VISION else "chat",
+            capability=Capability(capability),
             backend=backend,
             model=model,
             features=frozenset(Feature(feature) for feature in features),
         )
         return TextHandle(self._epochs, ask)
+
+    def vision(
+        self, *, backend: str | None = None, model: str | None = None, features: Iterable[Feature | str] = ()
+    ) -> VisionHandle:
+        """A way to vision: describing images and reading the text on them, which resolve apart. Arguments as for `text`."""
+        from llm_hub.vision import VisionHandle
+
+        wanted = frozenset(Feature(feature) for feature in features)
+        return VisionHandle(self._epochs, backend=backend, model=model, features=wanted)
+
+    def embedding(
+        self, *, backend: str | None = None, model: str | None = None, features: Iterable[Feature | str] = ()
+    ) -> EmbeddingHandle:
+        """A way to embeddings; the arguments as for `text`."""
+        from llm_hub.embedding import EmbeddingHandle
+
+        ask = Ask(
+            capability=Capability.EMBEDDING,
+            backend=backend,
+            model=model,
+            features=frozenset(Feature(feature) for feature in features),
+        )
+        return EmbeddingHandle(self._epochs, ask)
 
     # -- seeing -------------------------------------------------------------------------------------------------------
 

@@ -33,7 +33,7 @@ from llm_hub.messages import (
     TokenCount,
 )
 from llm_hub.runtime import Destination, Route, Runtime
-from llm_hub.selection import Ask
+from llm_hub.selection import Ask, elsewhere
 from llm_hub.streams import collect
 from llm_hub.transport import drive
 from llm_hub.worlds import ASYNC, BLOCKING, World
@@ -132,25 +132,9 @@ def _refuse(runtime: Runtime, destination: Destination, needs: frozenset[Feature
             f"{what} no support for {', '.join(sorted(missing))}",
             features=tuple(sorted(missing)),
             backend=destination.name,
-            hint=_ELSEWHERE.get((capability, missing))
+            hint=elsewhere(capability, missing)
             or "Leave it out, or choose a backend and model that have it; see: llm-hub models",
         )
-
-
-_ELSEWHERE = {
-    (Capability.TEXT, frozenset({Feature.IMAGES})): (
-        'Ask for vision: hub.vision(), or HubChatModel(hub, capability="vision") for LangChain.'
-    ),
-    (Capability.VISION, frozenset({Feature.IMAGES})): (
-        "It can only read text: hub.vision().read(image). To describe images, name a backend that does: "
-        'LLM_VISION_PROVIDER=..., or "vision.describe" under [routes].'
-    ),
-    (Capability.VISION, frozenset({Feature.READ})): (
-        "It can only describe images: hub.vision().describe(images, prompt). To read text with its boxes, name a "
-        'backend that does: LLM_VISION_READ_PROVIDER=tesseract, or "vision.read" under [routes].'
-    ),
-}
-"""What to do where the capability is the wrong one, or the backend does only half of it."""
 
 
 _OF_MODELS = frozenset({Feature.TOOLS, Feature.IMAGES, Feature.REASONING})

@@ -10,7 +10,17 @@ from llm_hub.capabilities import Capability, Feature
 from llm_hub.errors import HubError, NoBackend, UnknownBackend, UnsupportedFeature
 from llm_hub.settings import Assignment, Settings
 
-__all__ = ["Ask", "Candidate", "Decision", "Rejected", "Target", "decides_by_default", "select"]
+__all__ = [
+    "OPERATIONS",
+    "Ask",
+    "Candidate",
+    "Decision",
+    "Rejected",
+    "Target",
+    "decides_by_default",
+    "elsewhere",
+    "select",
+]
 
 DEFAULT_BACKEND = "ollama"
 """What serves when nothing says otherwise."""
@@ -21,6 +31,13 @@ EMBEDDED: Mapping[tuple[Capability, str], str] = {
     (Capability.VISION, "read"): "tesseract",
 }
 """What serves in this process when nothing is configured and no Ollama answers."""
+
+OPERATIONS: Mapping[Capability, tuple[str, ...]] = {
+    Capability.TEXT: ("chat",),
+    Capability.EMBEDDING: ("embed",),
+    Capability.VISION: ("describe", "read"),
+}
+"""What can be asked for within a capability; the first is meant where none is named."""
 
 RULES: Mapping[int, str] = {
     1: "the call's own argument",
@@ -34,13 +51,37 @@ RULES: Mapping[int, str] = {
 
 
 class Ask(msgspec.Struct, frozen=True, kw_only=True):
-    """What is wanted. `backend` and `model` are the call's own arguments, None if it names none."""
+    """What is wanted. `backend` and `model` are the call's own arguments, None if it names none.
+
+    `operation` is one of `OPERATIONS`, by default the first of the capability. Reading implies `Feature.READ`.
+    """
 
     capability: Capability
-    operation: str = "chat"
+    operation: str = ""
     backend: str | None = None
     model: str | None = None
     features: frozenset[Feature] = frozenset()
+
+    def __post_init__(self) -> None:
+        known = OPERATIONS[self.capability]
+        if not self.operation:
+            msgspec.structs.force_setattr(self, "operation", known[0])
+        elif self.operation not in known:
+            raise ValueError(f"{self.capability} has no operation {self.operation!r}, but {', '.join(known)}")
+        implied = _IMPLIED.get((self.capability, self.operation), frozenset())
+        if not implied <= self.features:
+            msgspec.structs.force_setattr(self, "features", self.features | implied)
+
+    @property
+    def what(self) -> str:
+        """The capability, with the operation where it has several: "text", "vision.read"."""
+        return str(self.capability) if len(OPERATIONS[self.capability]) == 1 else f"{self.capability}.{self.operation}"
+
+
+_IMPLIED = {
+    (Capability.VISION, "describe"): frozenset({Feature.IMAGES}),
+    (Capability.VISION, "read"): frozenset({Feature.READ}),
+}
 
 
 class Candidate(msgspec.Struct, frozen=True, kw_only=True):
@@ -104,6 +145,7 @@ def decides_by_default(ask: Ask, candidates: Mapping[str, Candidate], settings: 
         ask.backend is None
         and not settings.backends
         and not settings.touches_ollama
+        and not _reads(ask)  # which Ollama does not
         and DEFAULT_BACKEND in candidates
         and next(_named_by_rules(ask, candidates, settings, settings.assignments), None) is None
     )
@@ -137,29 +179,45 @@ def _named_by_rules(
     capability = ask.capability
     if ask.backend is not None:
         yield 1, (ask.backend,), "the call"
-    if (own := settings.providers.get(capability)) is not None:
-        yield 3, own.names, own.source
-    if settings.provider is not None and _has_model_for(settings.provider.names[0], capability, candidates):
+    for key in (ask.what, str(capability)):
+        if (own := settings.providers.get(key)) is not None:
+            yield 3, own.names, own.source
+            break
+    if settings.provider is not None and _has_model_for(settings.provider.names[0], ask, candidates):
         yield 4, settings.provider.names, settings.provider.source
-    for key in (f"{capability}.{ask.operation}", str(capability)):
+    for key in (ask.what, str(capability)):
         if (route := settings.routes.get(key)) is not None:
             yield 5, route.names, route.source
             break
-    assigned = tuple(entry.backend for entry in assignment if capability in entry.capabilities)
+    assigned = tuple(
+        entry.backend
+        for entry in assignment
+        if capability in entry.capabilities and _does_operation(candidates.get(entry.backend), ask)
+    )
     if assigned:
         yield 6, assigned, next(entry.source for entry in assignment if capability in entry.capabilities)
 
 
-def _has_model_for(name: str, capability: Capability, candidates: Mapping[str, Candidate]) -> bool:
-    """Is `LLM_PROVIDER=name` meant for this capability?
+def _reads(ask: Ask) -> bool:
+    return (ask.capability, ask.operation) == (Capability.VISION, "read")
 
-    It is for those that the backend has a model for; with no model configured at all, for text alone, so that naming
-    a text server does not claim embeddings. A name that nothing defines is passed on, to be an error.
+
+def _does_operation(candidate: Candidate | None, ask: Ask) -> bool:
+    """Might it do this at all? What names a backend for a whole capability is not meant for the half that it lacks."""
+    implied = _IMPLIED.get((ask.capability, ask.operation), frozenset())
+    return candidate is None or candidate.features is None or implied <= candidate.features
+
+
+def _has_model_for(name: str, ask: Ask, candidates: Mapping[str, Candidate]) -> bool:
+    """Is `LLM_PROVIDER=name` meant for this?
+
+    It is for the capabilities that the backend has a model for; with no model configured at all, for text alone, so that
+    naming a text server does not claim embeddings. A name that nothing defines is passed on, to be an error.
     """
-    candidate = candidates.get(name)
+    candidate, capability = candidates.get(name), ask.capability
     if candidate is None:
         return True
-    if capability not in candidate.capabilities:
+    if capability not in candidate.capabilities or not _does_operation(candidate, ask):
         return False
     return capability in candidate.models or (not candidate.models and capability is Capability.TEXT)
 
@@ -195,7 +253,8 @@ def _decide(
         if position == 0:
             raise problem
         rejected.append(Rejected(name, problem.message))
-        warnings.append(f"the fallback {name!r} cannot serve {ask.capability}: {problem}")
+        if _does_operation(candidate, ask):
+            warnings.append(f"the fallback {name!r} cannot serve {ask.what}: {problem}")
     if not usable:
         raise first or NoBackend(f"{source} names no backend for {ask.capability}")
     chosen, *rest = usable
@@ -237,7 +296,26 @@ def _cannot(ask: Ask, candidate: Candidate) -> HubError | None:
             f"its plugin {candidate.plugin!r} has no support for {', '.join(sorted(missing))}",
             features=tuple(sorted(missing)),
             backend=candidate.name,
-            hint="Name a backend that has it; `llm-hub plugins --check` lists the features.",
+            hint=elsewhere(ask.capability, missing)
+            or "Name a backend that has it; `llm-hub plugins --check` lists the features.",
+        )
+    return None
+
+
+def elsewhere(capability: Capability, missing: frozenset[Feature]) -> str | None:
+    """What to do where this capability is the wrong one for what is missing, or a backend does only half of it."""
+    if Feature.IMAGES in missing:
+        if capability is Capability.TEXT:
+            return 'Ask for vision: hub.vision(), or HubChatModel(hub, capability="vision") for LangChain.'
+        return (
+            "To describe images, name a backend and a model that see: LLM_VISION_DESCRIBE_PROVIDER=..., or "
+            '"vision.describe" under [routes]. To read the text on them: hub.vision().read(image).'
+        )
+    if Feature.READ in missing:
+        return (
+            "To read text, name a backend that does: LLM_VISION_READ_PROVIDER=tesseract (pip install "
+            'llm-hub-tesseract), or "vision.read" under [routes]. To have a model describe the image: '
+            "hub.vision().describe(image, prompt)."
         )
     return None
 
@@ -253,7 +331,9 @@ def _others(ask: Ask, candidates: Mapping[str, Candidate], named: Iterable[str],
 
 
 def _default(ask: Ask, candidates: Mapping[str, Candidate], settings: Settings, health: Mapping[str, bool]) -> Decision:
-    """Rule 7: Ollama; where nothing at all is configured and no Ollama answers, what is embedded."""
+    """Rule 7: Ollama; where nothing at all is configured and no Ollama answers, what is embedded; it always reads."""
+    if _reads(ask):
+        return _embedded(ask, candidates, settings, None)
     configured = bool(settings.backends) or settings.touches_ollama
     default = candidates.get(DEFAULT_BACKEND)
     if configured or health.get(DEFAULT_BACKEND, False):
@@ -280,18 +360,32 @@ def _default(ask: Ask, candidates: Mapping[str, Candidate], settings: Settings, 
 
 def _embedded(ask: Ask, candidates: Mapping[str, Candidate], settings: Settings, default: Candidate | None) -> Decision:
     no_ollama = "Ollama is not installed as a plugin" if default is None else "no Ollama answers"
+    nothing = f"nothing is configured for {ask.what}, {no_ollama}"
+    if _reads(ask):
+        nothing = "nothing is configured for vision.read"
     name = EMBEDDED.get((ask.capability, ask.operation))
     candidate = candidates.get(name) if name is not None else None
     if name is None or candidate is None:
         missing = f", and the embedded {name!r} is not installed" if name else ""
         raise NoBackend(
-            f"nothing is configured for {ask.capability}, {no_ollama}{missing}",
+            nothing + missing,
             rejected=dict.fromkeys(candidates, "nothing names it"),
             hint=_how_to_choose(ask, candidates, settings)
             + (f" Or for a try: pip install llm-hub-{name}" if name else ""),
         )
     if (problem := _cannot(ask, candidate)) is not None:
         raise problem
+    if _reads(ask):
+        return Decision(
+            capability=ask.capability,
+            operation=ask.operation,
+            backend=name,
+            model=ask.model or candidate.models.get(ask.capability),
+            rule=7,
+            source="the default",
+            reasons=("no rule names another that reads the text on images",),
+            rejected=tuple(_others(ask, candidates, [name], "nothing names it")),
+        )
     rejected = _others(ask, candidates, [name, DEFAULT_BACKEND], "nothing names it")
     if default is not None:
         rejected.append(Rejected(DEFAULT_BACKEND, "does not answer"))
@@ -315,6 +409,5 @@ def _how_to_choose(ask: Ask, candidates: Mapping[str, Candidate], settings: Sett
         name for name, one in candidates.items() if ask.capability in one.capabilities and one.problem is None
     )
     names = "|".join(able) or "NAME"
-    return (
-        f"To choose: export LLM_PROVIDER={names}, or write llm-hub.toml; `llm-hub explain {ask.capability}` tells more."
-    )
+    variable = "LLM_VISION_READ_PROVIDER" if _reads(ask) else "LLM_PROVIDER"
+    return f"To choose: export {variable}={names}, or write llm-hub.toml; `llm-hub explain {ask.what}` tells more."

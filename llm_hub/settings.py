@@ -11,7 +11,7 @@ import msgspec
 
 from llm_hub.call import Timeouts
 from llm_hub.capabilities import Capability
-from llm_hub.config import BackendConfig, Secret
+from llm_hub.config import BackendConfig, BatchLimits, Secret
 from llm_hub.errors import SettingsError, UnknownBackend
 from llm_hub.settings_checks import check, check_environment, check_prefixes, missing_plugins
 from llm_hub.settings_environment import ollama_variables, read_backends, read_hub, secret, warn_of_misspelt
@@ -55,14 +55,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
     `backends` are the instances that the file or the environment configures, by name, their options as written (see
     `bind_options`). `providers`, `provider` and `fallback` are what LLM_TEXT_PROVIDER…, LLM_PROVIDER and LLM_FALLBACK
-    name. `routes` has a capability, "vision.read" or "vision.describe" for keys. `assignments` are in the order of the
+    name. `providers` and `routes` have a capability, "vision.read" or "vision.describe" for keys. `assignments` are in the order of the
     file. `allowed` None allows every plugin. `config_path` is the file that was read, `state_path` the control file,
     which need not exist. `sources` says for each setting, written as in the file, where its value comes from.
     `warnings` are for the operator. `ollama_variables` are the OLLAMA_* variables that are set.
     """
 
     backends: Mapping[str, BackendConfig] = {}
-    providers: Mapping[Capability, Named] = {}
+    providers: Mapping[str, Named] = {}
     provider: Named | None = None
     fallback: Named | None = None
     routes: Mapping[str, Named] = {}
@@ -243,7 +243,11 @@ def _assemble(
     backends = {name: _backend(name, found, environ, ", ".join(where)) for name, where in places.items()}
     settings = Settings(
         backends=backends,
-        providers={one: named for one in Capability if (named := _named(found, "providers", str(one)))},
+        providers={
+            str(at[1]): named
+            for at in found
+            if at[0] == "providers" and at[1:] and (named := _named(found, "providers", str(at[1])))
+        },
         provider=_named(found, "provider"),
         fallback=_named(found, "fallback"),
         routes={str(at[1]): Named(one.value, one.where) for at, one in found.items() if at[0] == "routes" and at[1:]},
@@ -294,6 +298,8 @@ def _backend(name: str, found: Mapping[Path, Found], environ: Mapping[str, str],
         api_key=_key(name, own, environ),
         models={one: own[("models", one)].value for one in Capability if ("models", one) in own},
         timeouts=Timeouts(**{str(at[1]): one.value for at, one in own.items() if at[0] == "timeouts" and at[1:]}),
+        prefixes={str(at[1]): one.value for at, one in own.items() if at[0] == "prefixes" and at[1:]},
+        batch=BatchLimits(**{str(at[1]): one.value for at, one in own.items() if at[0] == "batch" and at[1:]}),
         options=RawOptions({str(at[0]): one.value for at, one in own.items() if at[0] not in _COMMON and not at[1:]}),
         source=source,
     )

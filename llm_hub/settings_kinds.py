@@ -219,6 +219,20 @@ def _memory(value: object, where: str) -> str | float:
     raise SettingsError(f"{shown} is no amount of memory", where=where, hint=hint)
 
 
+def _prefix(value: object, where: str) -> str:
+    if not isinstance(value, str):
+        raise SettingsError(f"it must be text in quotes, not {described(value)}", where=where)
+    return value  # as it is: a space at its end belongs to it, and an empty one turns the model's own off
+
+
+def _count(value: object, where: str) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise SettingsError(f"it must be a whole number, not {described(value)}", where=where)
+    if not 1 <= value <= 10**9:
+        raise SettingsError("it must be at least 1, and no more than a billion", where=where)
+    return value
+
+
 def _option(value: object, where: str) -> object:
     return value  # the plugin says what it may be; see `bind_options`
 
@@ -249,6 +263,8 @@ KINDS: Mapping[str, Kind] = {
         ),
         Kind("path", "a path; `~` is the home folder", _path, _path),
         Kind("seconds", "a number of seconds, more than 0", None, _seconds),
+        Kind("prefix", "text, which is put before each text as it is, with its spaces; empty for none", None, _prefix),
+        Kind("count", "a whole number, 1 or more", None, _count),
         Kind("capabilities", "an array of `text`, `embedding`, `vision`", None, _capabilities),
         Kind("GPUs", "an array of UUIDs (`GPU-…`, `MIG-…`) or indices", None, _gpus),
         Kind("memory", 'an amount (`"20 GiB"`) or a fraction of the whole (`0.5`)', None, _memory),

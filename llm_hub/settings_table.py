@@ -8,6 +8,7 @@ import msgspec
 
 from llm_hub.call import Timeouts
 from llm_hub.capabilities import Capability
+from llm_hub.config import BatchLimits
 
 __all__ = ["KEYS", "OWN_PLUGINS", "PLACEHOLDERS", "VARIABLES", "Key", "Variable", "variable_prefix"]
 
@@ -80,6 +81,21 @@ VARIABLES: tuple[Variable, ...] = (
             (Capability.TEXT, "text", "vllm"),
             (Capability.EMBEDDING, "embeddings", "ollama"),
             (Capability.VISION, "vision", "ollama"),
+        )
+    ),
+    *(
+        Variable(
+            name=f"LLM_VISION_{operation.upper()}_PROVIDER",
+            kind="name",
+            setting=("providers", f"vision.{operation}"),
+            group=_CHOOSING,
+            meaning=f"The backend for {what} alone; it comes before LLM_VISION_PROVIDER.",
+            default="LLM_VISION_PROVIDER",
+            example=example,
+        )
+        for operation, what, example in (
+            ("describe", "describing images", "ollama"),
+            ("read", "reading the text on images", "tesseract"),
         )
     ),
     Variable(
@@ -165,7 +181,7 @@ VARIABLES: tuple[Variable, ...] = (
         group=_PLUGINS,
         meaning="The only plugins that may be loaded.",
         default="all that are installed",
-        example="ollama,vllm",
+        example="ollama,tesseract,vllm",
     ),
     Variable(
         name="LLM_HUB_DISABLE",
@@ -269,6 +285,30 @@ KEYS: tuple[Key, ...] = (
         )
         for name in Timeouts.__struct_fields__
     ),
+    *(
+        Key(
+            path=("backends", "NAME", "prefixes", kind),
+            kind="prefix",
+            meaning=f"What is put before each text that is embedded as a {kind}.",
+            default="what the model is known to need (nomic-embed-text, e5), else none",
+            example=f'prefixes = {{ {kind} = "search_{kind}: " }}',
+        )
+        for kind in ("query", "document")
+    ),
+    Key(
+        path=("backends", "NAME", "batch", "texts"),
+        kind="count",
+        meaning="The most texts in one request for embeddings; more are sent in several.",
+        default=str(BatchLimits().texts),
+        example="batch = { texts = 32 }",
+    ),
+    Key(
+        path=("backends", "NAME", "batch", "characters"),
+        kind="count",
+        meaning="The most characters in one request for embeddings, about four to a token; a longer text goes alone.",
+        default=str(BatchLimits().characters),
+        example="batch = { characters = 50000 }",
+    ),
     Key(
         path=("backends", "NAME", "OPTION"),
         kind="option",
@@ -287,7 +327,7 @@ KEYS: tuple[Key, ...] = (
         for route, what, default, example in (
             ("text", "text", "by GPU assignment, else Ollama", 'text = ["vllm-text", "ollama"]'),
             ("embedding", "embeddings", "by GPU assignment, else Ollama", 'embedding = ["ollama"]'),
-            ("vision", "vision", "by GPU assignment, else Ollama", 'vision = ["ollama"]'),
+            ("vision", "vision", "by GPU assignment, else Ollama; for reading, tesseract", 'vision = ["ollama"]'),
             ("vision.read", "reading the text on images", "that of vision", '"vision.read" = ["tesseract"]'),
             ("vision.describe", "describing images", "that of vision", '"vision.describe" = ["ollama"]'),
         )

@@ -81,9 +81,76 @@ def test_the_first_rule_that_names_a_backend_decides(
 
 
 def test_a_route_of_the_operation_goes_before_that_of_the_capability() -> None:
-    routes = {"vision": named("ollama"), "vision.read": named("vllm")}
-    assert choose(Ask(capability=VISION, operation="read"), routes=routes).backend == "vllm"
-    assert choose(Ask(capability=VISION, operation="describe"), routes=routes).backend == "ollama"
+    routes = {"vision": named("ollama"), "vision.read": named("reader")}
+    assert choose(READ, routes=routes, candidates=SEEING).backend == "reader"
+    assert choose(DESCRIBE, routes=routes, candidates=SEEING).backend == "ollama"
+
+
+READ, DESCRIBE = Ask(capability=VISION, operation="read"), Ask(capability=VISION)
+SEEING: Mapping[str, Candidate] = {
+    "ollama": candidate("ollama", models={VISION: "llava"}, features=frozenset({Feature.IMAGES})),
+    "vllm": candidate("vllm", models={VISION: "qwen-vl"}, features=frozenset({Feature.IMAGES})),
+    "reader": candidate("reader", capabilities=frozenset({VISION}), features=frozenset({Feature.READ})),
+    "tesseract": candidate("tesseract", capabilities=frozenset({VISION}), features=frozenset({Feature.READ})),
+}
+
+
+def test_the_operation_of_vision_that_is_not_named_is_describing() -> None:
+    assert Ask(capability=VISION).operation == "describe"
+    assert Ask(capability=VISION).features == {Feature.IMAGES}
+    assert READ.features == {Feature.READ}
+    assert (READ.what, Ask(capability=TEXT).what) == ("vision.read", "text")
+    with pytest.raises(ValueError, match="vision has no operation 'chat', but describe, read"):
+        Ask(capability=VISION, operation="chat")
+
+
+@pytest.mark.parametrize(
+    ("settings", "describes", "reads"),
+    [
+        ({}, "ollama", "tesseract"),
+        ({"provider": named("ollama")}, "ollama", "tesseract"),
+        ({"provider": named("vllm"), "fallback": named("ollama")}, "vllm", "tesseract"),
+        ({"providers": {"vision": named("vllm"), "vision.read": named("reader")}}, "vllm", "reader"),
+        ({"providers": {"vision.describe": named("vllm")}, "provider": named("ollama")}, "vllm", "tesseract"),
+        ({"routes": {"vision": named("reader", "vllm")}}, "vllm", "reader"),
+        ({"routes": {"vision.describe": named("vllm")}}, "vllm", "tesseract"),
+        ({"assignment": (assigned("vllm", VISION),)}, "vllm", "tesseract"),
+    ],
+)
+def test_describing_and_reading_are_chosen_apart(settings: dict[str, Any], describes: str, reads: str) -> None:
+    assert choose(DESCRIBE, candidates=SEEING, **settings).backend == describes
+    decision = choose(READ, candidates=SEEING, **settings)
+    assert decision.backend == reads
+    assert not decision.warnings
+
+
+@pytest.mark.parametrize(
+    ("ask", "settings", "words"),
+    [
+        (READ, {"providers": {"vision": named("ollama")}}, "ollama: .*no support for read.*LLM_VISION_READ_PROVIDER"),
+        (READ, {"routes": {"vision": named("vllm")}}, "vllm: .*no support for read.*LLM_VISION_READ_PROVIDER"),
+        (DESCRIBE, {"providers": {"vision": named("reader")}}, "reader: .*no support for images.*name a backend"),
+        (Ask(capability=VISION, backend="tesseract"), {}, "tesseract: .*no support for images"),
+    ],
+)
+def test_who_is_named_for_vision_and_does_the_other_half_of_it_is_an_error(
+    ask: Ask, settings: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(UnsupportedFeature, match=words):
+        choose(ask, candidates=SEEING, **settings)
+
+
+def test_with_nothing_that_reads_the_error_says_what_to_install() -> None:
+    bare = {"ollama": SEEING["ollama"]}
+    with pytest.raises(NoBackend, match="vision.read, and the embedded 'tesseract' is not installed.*pip install"):
+        choose(READ, candidates=bare)
+    with pytest.raises(NoBackend, match=r"nothing is configured for vision\.describe.*LLM_PROVIDER=ollama"):
+        choose(DESCRIBE, candidates=bare, answers=False)
+
+
+def test_whether_ollama_answers_need_not_be_known_for_reading() -> None:
+    assert decides_by_default(DESCRIBE, SEEING, Settings())
+    assert not decides_by_default(READ, SEEING, Settings())
 
 
 def test_a_provider_without_a_model_for_the_capability_leaves_it_to_the_next_rule() -> None:

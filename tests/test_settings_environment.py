@@ -15,8 +15,9 @@ from llm_hub.config import Secret
 from llm_hub.errors import ConfigurationError, SettingsError
 from llm_hub.settings import Named, Settings
 from llm_hub.settings_table import VARIABLES
+from llm_hub.toml_lines import dotted
 
-PLUGINS = ("llamacpp", "ollama", "vllm")
+PLUGINS = ("llamacpp", "ollama", "tesseract", "vllm")
 TEXT, EMBEDDING, VISION = Capability.TEXT, Capability.EMBEDDING, Capability.VISION
 
 
@@ -130,7 +131,7 @@ def test_every_variable_of_the_table_changes_the_settings(apart: Path) -> None:
         text = str(config) if name == "LLM_HUB_CONFIG" else row.example
         settings = env(**{name: text})
         where = [setting for setting, source in settings.sources.items() if source == name]
-        assert ".".join(part.replace("{NAME}", "vllm") for part in row.setting) in where
+        assert dotted(tuple(part.replace("{NAME}", "vllm") for part in row.setting)) in where
         assert msgspec.structs.replace(settings, sources={}) != msgspec.structs.replace(env(), sources={}), name
 
 
@@ -195,7 +196,7 @@ def test_from_env_reads_the_environment_of_the_process(monkeypatch: pytest.Monke
         ("LLM_FALLBACK", ",", "it names nothing"),
         ("LLM_FALLBACK", "ollama,vllm,ollama", "'ollama' is named twice"),
         ("LLM_HUB_PLUGINS", "olama", "no plugin 'olama' is installed. Did you mean 'ollama'? Installed are: llamacpp"),
-        ("LLM_HUB_DISABLE", "nope", "no plugin 'nope' is installed. Installed are: llamacpp, ollama, vllm."),
+        ("LLM_HUB_DISABLE", "nope", "no plugin 'nope' is installed. Installed are: llamacpp, ollama, tesseract, vllm."),
         ("OLLAMA_BASE_URL", "127.0.0.1:11434", 'has no scheme. Write "http://127.0.0.1:11434".'),
         ("VLLM_VISION_BASE_URL", "tcp://h", "has the scheme 'tcp'"),
         ("OLLAMA_HOST", "tcp://h", "has the scheme 'tcp'"),

@@ -66,7 +66,7 @@ def test_the_environment_example_is_comments_until_it_is_wanted_and_then_valid()
     variables = dict(re.findall(r"^# ([A-Z_]+)=(.*)$", text, re.MULTILINE))
     assert list(variables) == [row.name.replace("{PREFIX}", "VLLM") for row in VARIABLES]
     variables["LLM_HUB_CONFIG"] = "/dev/null"  # its example is a file that this machine does not have
-    settings = Settings.from_env(variables, plugins=["llamacpp", "ollama", "vllm"])
+    settings = Settings.from_env(variables, plugins=["llamacpp", "ollama", "tesseract", "vllm"])
     assert settings.warnings == ()
     assert set(settings.backends) == {"ollama", "vllm"}
     assert "change-me" not in repr(settings)

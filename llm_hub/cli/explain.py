@@ -10,7 +10,7 @@ __all__ = ["command"]
 
 
 @click.command("explain")
-@click.argument("capability", type=click.Choice(["text", "embedding", "vision"]))
+@click.argument("capability", type=click.Choice(["text", "embedding", "vision", "vision.read"]))
 @click.option("-b", "--backend", help="As if a call named this backend.")
 @click.option("-m", "--model", help="As if a call named this model.")
 @click.option("-f", "--feature", "features", multiple=True, help="As if a call needed this feature; may be repeated.")
@@ -27,8 +27,11 @@ def command(
     unknown = [name for name in features if name not in set(Feature)]
     if unknown:
         raise click.UsageError(f"there is no feature {unknown[0]!r}. There are: {', '.join(sorted(Feature))}")
+    capability, _, operation = capability.partition(".")
     with open_hub() as hub, guarded_output():
-        decision = hub.explain(capability, backend=backend, model=model, features=frozenset(map(Feature, features)))
+        decision = hub.explain(
+            capability, operation=operation, backend=backend, model=model, features=frozenset(map(Feature, features))
+        )
         settings = hub.settings
     if as_json:
         print_json(decision)
