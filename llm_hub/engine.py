@@ -17,10 +17,18 @@ from llm_hub._jobs import Job, Pool
 from llm_hub.call import Call
 from llm_hub.capabilities import Feature, ModelInfo, Probe, Rung, required_features
 from llm_hub.errors import BackendFailed, Cancelled, DeadlineExceeded, HubError, StreamInterrupted, UnsupportedFeature
-from llm_hub.messages import ChatChunk, ChatRequest, ChatResponse, EmbedRequest, EmbedResponse
+from llm_hub.messages import (
+    ChatChunk,
+    ChatRequest,
+    ChatResponse,
+    EmbedRequest,
+    EmbedResponse,
+    ReadRequest,
+    ReadResponse,
+)
 from llm_hub.streams import collect
 
-__all__ = ["CallbackEngine", "EmbeddingEngine", "Engine", "EngineBackend"]
+__all__ = ["CallbackEngine", "EmbeddingEngine", "Engine", "EngineBackend", "ReadingEngine"]
 
 logger = logging.getLogger("llm_hub")
 
@@ -93,8 +101,16 @@ class EmbeddingEngine(_EngineBase, Protocol):
         ...
 
 
+class ReadingEngine(_EngineBase, Protocol):
+    """A blocking engine that reads the text on images. An engine may be this and one of the others."""
+
+    def read(self, request: ReadRequest, call: Call) -> ReadResponse:
+        """The text, with the box of each word."""
+        ...
+
+
 class EngineBackend:
-    """Runs an engine in threads of its own; fulfils TextBackend, EmbeddingBackend, or both, as its engine does.
+    """Runs an engine in threads of its own; fulfils TextBackend, EmbeddingBackend, VisionBackend, as its engine does.
 
     `workers` calls run at once and `queue` more may wait; what comes then is BackendOverloaded. Between an engine and a
     slow consumer at most 64 chunks are held, then the engine waits. Whoever gives up, or whose deadline passes, gets the
@@ -104,7 +120,12 @@ class EngineBackend:
     """
 
     def __init__(
-        self, engine: Engine | CallbackEngine | EmbeddingEngine, *, name: str, workers: int = 4, queue: int = 64
+        self,
+        engine: Engine | CallbackEngine | EmbeddingEngine | ReadingEngine,
+        *,
+        name: str,
+        workers: int = 4,
+        queue: int = 64,
     ) -> None:
         self.engine = engine
         self.name = name
@@ -169,19 +190,33 @@ class EngineBackend:
         return response
 
     def _embed(self, request: EmbedRequest, call: Call) -> Job:
-        embed: Callable[[EmbedRequest, Call], EmbedResponse] | None = getattr(self.engine, "embed", None)
-        if embed is None:
+        if not hasattr(self.engine, "embed"):
             raise self._cannot("embed texts", "embedding")
         if request.dimensions is not None:
             self._need({Feature.DIMENSIONS})
+        return self._at_once(self.engine.embed, request, call)
 
-        def work(job: Job) -> EmbedResponse:
+    def read(self, request: ReadRequest, call: Call) -> ReadResponse:
+        response: ReadResponse = _finish(self._read(request, call))
+        return response
+
+    async def aread(self, request: ReadRequest, call: Call) -> ReadResponse:
+        response: ReadResponse = await _afinish(self._read(request, call))
+        return response
+
+    def _read(self, request: ReadRequest, call: Call) -> Job:
+        if not hasattr(self.engine, "read"):
+            raise self._cannot("read the text on images", "read")
+        return self._at_once(self.engine.read, request, call)
+
+    def _at_once(self, answer: Callable[[Any, Call], Any], request: EmbedRequest | ReadRequest, call: Call) -> Job:
+        def work(job: Job) -> Any:
             self._load(job, request, "whole", call.timeouts.whole)
-            return embed(request, job.inner)
+            return answer(request, job.inner)
 
         return Job(self._calls, work, call, stage="whole", seconds=call.timeouts.whole)
 
-    def _load(self, job: Job, request: ChatRequest | EmbedRequest, stage: str, seconds: float) -> None:
+    def _load(self, job: Job, request: ChatRequest | EmbedRequest | ReadRequest, stage: str, seconds: float) -> None:
         job.enter("load", job.inner.timeouts.load)
         self.engine.load(request.model, job.inner)
         job.check()

@@ -414,7 +414,7 @@ class Word(_Value, frozen=True):
 
 
 class ReadResponse(_Value, frozen=True):
-    """The text on an image: as a whole, lines ended by a newline and paragraphs by an empty line, and word by word.
+    """The text on an image: as a whole, with a newline between lines and an empty line between paragraphs; and by words.
 
     `width` and `height` are those of the image as a person sees it, which the boxes refer to. (A photo may be stored
     lying on its side.) No text at all is an answer too: `text` and `words` are empty then.
