@@ -123,6 +123,7 @@ class Fault(StrEnum):
     """The last vector is all zero."""
 
 
+_VECTORS = {Fault.EMBED_WRONG_COUNT, Fault.EMBED_WRONG_DIMENSION, Fault.EMBED_NAN, Fault.EMBED_ZERO}
 _CONNECTING = {Fault.REFUSE, Fault.CONNECT_HANG}
 _ACCEPTED = {Fault.ACCEPT_SILENT, Fault.NEVER_READ}
 _MEBI = 1024 * 1024
@@ -206,6 +207,8 @@ class ActiveFault:
         if loading is not None and time.monotonic() > self.began + loading:
             return False
         if self.fault is Fault.GENERATION_HANGS and not _GENERATES.search(path):
+            return False
+        if self.fault in _VECTORS and not path.endswith(("/embed", "/embeddings")):
             return False
         if self.fault is Fault.ENGINE_DEAD and not _GENERATES.search(path) and path != "/health":
             return False

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import httpcore
 import msgspec
 import pytest
 
+from llm_hub.capabilities import EmbeddingBackend
+from llm_hub.config import BackendConfig, BuildContext
 from llm_hub.messages import (
     ChatRequest,
     ImagePart,
@@ -22,6 +25,8 @@ from llm_hub.messages import (
     ToolCall,
 )
 from llm_hub.testing import Recording, load, load_folder
+from llm_hub.transport import Transport
+from llm_hub_ollama.plugin import llm_hub_embedding
 
 WIRE = Path(__file__).parents[3] / "tests" / "data" / "wire" / "ollama"
 IMAGE = b"\x89PNG\r\n\x1a\n"
@@ -99,3 +104,30 @@ def recordings() -> dict[str, Recording]:
 def recording() -> Callable[[str], Recording]:
     """Loads one recording by its name."""
     return lambda name: load(WIRE / f"{name}.json")
+
+
+class _Memory(httpcore.ConnectionPool):
+    """Answers every request with one status, headers and a body in given pieces."""
+
+    def __init__(self, status: int, headers: dict[str, str], pieces: Sequence[bytes]) -> None:
+        self.answer = (status, [(name.encode(), value.encode()) for name, value in headers.items()], pieces)
+
+    def handle_request(self, request: httpcore.Request) -> httpcore.Response:
+        status, headers, pieces = self.answer
+        return httpcore.Response(status, headers=headers, content=iter(pieces))
+
+
+OverMemory = Callable[[Recording, Sequence[bytes]], EmbeddingBackend]
+
+
+@pytest.fixture(scope="session")
+def over_memory() -> OverMemory:
+    """Builds an embedding backend whose transport answers from memory: a recording's status and headers, in these pieces."""
+
+    def build(recording: Recording, pieces: Sequence[bytes]) -> EmbeddingBackend:
+        assert recording.response.status is not None
+        pool = _Memory(recording.response.status, recording.headers, pieces)
+        config = BackendConfig(name="ollama", plugin="ollama")
+        return llm_hub_embedding(config, BuildContext(transport=Transport(pool=pool)))
+
+    return build

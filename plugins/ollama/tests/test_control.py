@@ -9,8 +9,6 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from llm_hub_ollama.dialect import OllamaDialect
-from llm_hub_ollama.settings import OllamaSettings, Profile
 
 from llm_hub.capabilities import Capability, Feature, ModelInfo, Probe, Rung
 from llm_hub.dialect import HttpReply, HttpRequest
@@ -23,6 +21,8 @@ from llm_hub.errors import (
     ProtocolError,
 )
 from llm_hub.testing import Recording
+from llm_hub_ollama.dialect import OllamaDialect
+from llm_hub_ollama.settings import OllamaSettings, Profile
 
 T = TypeVar("T")
 Answer = HttpReply | HubError

@@ -8,15 +8,15 @@ from collections.abc import Callable
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from llm_hub_ollama.cut import cut_prompt, fewest_tokens
-from llm_hub_ollama.dialect import OllamaDialect
-from llm_hub_ollama.settings import OllamaSettings
-from llm_hub_ollama.wire import Answer
 
 from llm_hub.dialect import HttpReply
 from llm_hub.errors import ContextOverflow
 from llm_hub.messages import ChatRequest, ImagePart, Message, Role, TextPart
 from llm_hub.testing import Recording
+from llm_hub_ollama.cut import cut_prompt, fewest_tokens
+from llm_hub_ollama.dialect import OllamaDialect
+from llm_hub_ollama.settings import OllamaSettings
+from llm_hub_ollama.wire import Answer
 
 
 def ask(*texts: str, role: Role = "user") -> ChatRequest:

@@ -10,9 +10,6 @@ from typing import Any
 
 import msgspec
 import pytest
-from llm_hub_ollama import plugin
-from llm_hub_ollama.dialect import OllamaDialect
-from llm_hub_ollama.settings import OllamaSettings, Profile
 
 from llm_hub.call import Call
 from llm_hub.capabilities import Capability, Feature, Rung, TextBackend
@@ -42,6 +39,9 @@ from llm_hub.messages import (
 from llm_hub.streams import collect
 from llm_hub.testing import FakeOllama, FakeServer, Recording, Reply, Request, draw
 from llm_hub.transport import Transport
+from llm_hub_ollama import plugin
+from llm_hub_ollama.dialect import OllamaDialect
+from llm_hub_ollama.settings import OllamaSettings, Profile
 
 Build = Callable[..., TextBackend]
 

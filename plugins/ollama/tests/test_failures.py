@@ -8,7 +8,6 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from llm_hub_ollama.failures import error_of_line, error_of_reply
 
 from llm_hub.dialect import HttpReply
 from llm_hub.errors import (
@@ -23,6 +22,7 @@ from llm_hub.errors import (
     ProtocolError,
     UnsupportedFeature,
 )
+from llm_hub_ollama.failures import error_of_line, error_of_reply
 
 HTML = b"<html>\r\n<head><title>502 Bad Gateway</title></head>\r\n<body><center>nginx</center></body></html>"
 

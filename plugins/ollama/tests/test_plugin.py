@@ -9,9 +9,6 @@ from collections.abc import Iterator
 
 import pluggy
 import pytest
-from llm_hub_ollama import plugin
-from llm_hub_ollama.dialect import OllamaDialect
-from llm_hub_ollama.settings import OllamaSettings
 
 from llm_hub import hookspecs
 from llm_hub.capabilities import Backend, Capability
@@ -20,6 +17,9 @@ from llm_hub.errors import SettingsError
 from llm_hub.http_backend import HttpBackend
 from llm_hub.manifest import PluginManifest, check_api_version
 from llm_hub.transport import Transport
+from llm_hub_ollama import plugin
+from llm_hub_ollama.dialect import OllamaDialect
+from llm_hub_ollama.settings import OllamaSettings
 
 
 @pytest.fixture
@@ -39,8 +39,9 @@ def build(config: BackendConfig, context: BuildContext) -> HttpBackend:
     return backend
 
 
-def test_it_is_found_under_its_name_by_its_entry_point() -> None:
-    (entry,) = importlib.metadata.entry_points(group=Capability.TEXT.group, name="ollama")
+@pytest.mark.parametrize("capability", [Capability.TEXT, Capability.EMBEDDING])
+def test_it_is_found_under_its_name_by_its_entry_point(capability: Capability) -> None:
+    (entry,) = importlib.metadata.entry_points(group=capability.group, name="ollama")
     assert entry.load() is plugin
 
 
@@ -55,7 +56,7 @@ def test_its_hooks_are_those_of_the_core() -> None:
 def test_the_manifest_declares_what_the_core_asks_for() -> None:
     declared = manifest()
     check_api_version("ollama", declared.api_version)
-    assert declared.features == OllamaDialect().features
+    assert declared.features == OllamaDialect().features | OllamaDialect(capability=Capability.EMBEDDING).features
     assert declared.settings is OllamaSettings
     assert declared.default_url == "http://127.0.0.1:11434"
     assert declared.install_model == "ollama pull {model}"

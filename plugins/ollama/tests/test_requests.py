@@ -9,14 +9,14 @@ from typing import Any
 
 import msgspec
 import pytest
-from llm_hub_ollama.dialect import OllamaDialect
-from llm_hub_ollama.request import ChatEncoder
-from llm_hub_ollama.settings import OllamaSettings, Profile
 
 from llm_hub.capabilities import Feature, required_features
 from llm_hub.errors import InvalidRequest, UnsupportedFeature
 from llm_hub.messages import ChatRequest, ImagePart, Message, ResponseFormat, TextPart, Tool, ToolCall
 from llm_hub.testing import Recording
+from llm_hub_ollama.dialect import OllamaDialect
+from llm_hub_ollama.request import ChatEncoder
+from llm_hub_ollama.settings import OllamaSettings, Profile
 
 # These hold what no canonical request does: broken JSON, no model, no messages, a data: URI among the images.
 NOT_CANONICAL = {

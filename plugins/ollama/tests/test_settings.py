@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 import pytest
+
 from llm_hub_ollama.settings import REQUEST_OPTIONS, RUNNER_OPTIONS, OllamaSettings, Profile, canonical_name, short_name
 
 

@@ -11,8 +11,6 @@ import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from llm_hub_ollama.dialect import OllamaDialect
-from llm_hub_ollama.settings import OllamaSettings
 
 from llm_hub.dialect import HttpReply
 from llm_hub.errors import (
@@ -27,6 +25,8 @@ from llm_hub.errors import (
 from llm_hub.messages import ChatChunk, ChatRequest, ChatResponse, Message, ToolCall, ToolCallDelta, Usage
 from llm_hub.streaming import MAX_LINE
 from llm_hub.testing import Recording
+from llm_hub_ollama.dialect import OllamaDialect
+from llm_hub_ollama.settings import OllamaSettings
 
 REQUEST = ChatRequest(messages=(Message(role="user", content="Hello"),), model="m")
 END = {"message": {"role": "assistant", "content": ""}, "done": True, "done_reason": "stop", "eval_count": 2}

@@ -16,7 +16,7 @@ import pytest
 
 from llm_hub import hookspecs
 from llm_hub.call import Call
-from llm_hub.capabilities import Rung
+from llm_hub.capabilities import Capability, Rung
 from llm_hub.config import BackendConfig, BuildContext, Secret
 from llm_hub.errors import (
     AuthenticationFailed,
@@ -60,6 +60,8 @@ def backend_at(url: str, context: BuildContext, **fields: Any) -> HttpBackend:
 
 def test_the_entry_point_names_a_plugin_whose_hooks_fit_their_specifications() -> None:
     (entry,) = entry_points(group="llm_hub.text", name="vllm")
+    (other,) = entry_points(group="llm_hub.embedding", name="vllm")
+    assert other.load() is entry.load()
     manager = pluggy.PluginManager(hookspecs.PROJECT)
     manager.add_hookspecs(hookspecs)
     manager.register(entry.load(), entry.name)
@@ -69,7 +71,7 @@ def test_the_entry_point_names_a_plugin_whose_hooks_fit_their_specifications() -
     check_api_version("vllm", manifest.api_version)
     assert manifest.settings is VLLMSettings
     assert manifest.default_url == "http://127.0.0.1:8000"
-    assert manifest.features == VLLMDialect().features
+    assert manifest.features == VLLMDialect().features | VLLMDialect(capability=Capability.EMBEDDING).features
 
 
 def test_importing_the_plugin_loads_no_http_client() -> None:

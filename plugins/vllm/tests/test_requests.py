@@ -189,4 +189,4 @@ def test_the_id_of_the_call_is_sent_in_the_body_unless_that_is_turned_off() -> N
 
 
 def test_the_dialect_declares_every_feature_of_a_text_backend() -> None:
-    assert VLLMDialect().features == frozenset(Feature) - {Feature.DIMENSIONS}
+    assert VLLMDialect().features == frozenset(Feature) - {Feature.DIMENSIONS, Feature.READ}

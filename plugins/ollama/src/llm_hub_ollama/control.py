@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import msgspec
 
-from llm_hub.capabilities import ModelInfo, Probe, Rung
+from llm_hub.capabilities import Capability, ModelInfo, Probe, Rung
 from llm_hub.dialect import Conversation, HttpReply, HttpRequest
 from llm_hub.errors import BackendError, BackendFailed, DeadlineExceeded, ModelNotFound, RequestError
-from llm_hub.messages import ChatRequest, Message
+from llm_hub.messages import ChatRequest, EmbedRequest, Message
+from llm_hub.vectors import check_vectors
+from llm_hub_ollama.embed import EMBED, encode_embed, encode_embed_load, read_embed
 from llm_hub_ollama.failures import error_of_reply, model_missing
 from llm_hub_ollama.models import find, info, needs_show, spill
 from llm_hub_ollama.request import ChatEncoder
@@ -41,14 +43,17 @@ def list_models(settings: OllamaSettings) -> Conversation[tuple[ModelInfo, ...]]
     return tuple(found)
 
 
-def climb(rung: Rung, model: str | None, *, encoder: ChatEncoder) -> Conversation[Probe]:
+def climb(
+    rung: Rung, model: str | None, *, encoder: ChatEncoder, capability: Capability = Capability.TEXT
+) -> Conversation[Probe]:
     """Climb the health ladder.
 
     ALIVE asks for the version and MODEL_PRESENT for the list; neither loads anything. LOADED loads the model if it is
     not in memory, by the request that is meant for it (a conversation without messages); GENERATING has it write one
-    token. Both use the options of the model's profile, so that the requests after them find it loaded as they need it.
+    token, or embed a word if that is the capability. Both use the options of the model's profile, so that the requests
+    after them find it loaded as they need it.
     """
-    climber = _Climber(model, encoder)
+    climber = (_EmbeddingClimber if capability is Capability.EMBEDDING else _Climber)(model, encoder)
     steps = {
         Rung.ALIVE: climber.alive,
         Rung.MODEL_PRESENT: climber.present,
@@ -75,6 +80,8 @@ def climb(rung: Rung, model: str | None, *, encoder: ChatEncoder) -> Conversatio
 class _Climber:
     """The steps of the ladder, each of which raises if its rung does not hold, and what they found on the way."""
 
+    variable, example = "OLLAMA_MODEL", "llama3.2"
+
     def __init__(self, model: str | None, encoder: ChatEncoder) -> None:
         self.model = model
         self.encoder = encoder
@@ -91,7 +98,7 @@ class _Climber:
             raise ModelNotFound(
                 "no model is named" + (f"; it has {', '.join(names)}" if names else ", and it has none"),
                 available=names,
-                hint="Name one: OLLAMA_MODEL=llama3.2" if names else "Fetch one: ollama pull llama3.2",
+                hint=f"Name one: {self.variable}={self.example}" if names else f"Fetch one: ollama pull {self.example}",
             )
         one = find(self.model, stored)
         if one is None:
@@ -107,7 +114,7 @@ class _Climber:
         model = self.model or ""
         running = find(model, decode(_good((yield _PS)), RunningModels).models)
         if running is None:
-            _good((yield HttpRequest("POST", CHAT, self.encoder.load(model))))
+            _good((yield self.load(model)))
             # It is not listed if keep_alive is 0, or if another server runs it: that it could be loaded is enough.
             running = find(model, decode(_good((yield _PS)), RunningModels).models)
         if running is not None:
@@ -121,6 +128,23 @@ class _Climber:
         answer = read_chat(request, _good(reply, self.model), check=lambda request, answer: None)
         if not (answer.usage.completion_tokens or answer.text or answer.reasoning):
             raise BackendFailed("it was asked for a token and gave none", hint="See the log of Ollama.")
+
+    def load(self, model: str) -> HttpRequest:
+        return HttpRequest("POST", CHAT, self.encoder.load(model))
+
+
+class _EmbeddingClimber(_Climber):
+    """The steps for a model that embeds: it is never asked to chat."""
+
+    variable, example = "OLLAMA_EMBEDDING_MODEL", "nomic-embed-text"
+
+    def generating(self) -> Conversation[None]:
+        request = EmbedRequest(texts=("ping",), model=self.model)
+        reply = yield HttpRequest("POST", EMBED, encode_embed(request, self.encoder.settings))
+        check_vectors(read_embed(request, _good(reply, self.model)), 1)
+
+    def load(self, model: str) -> HttpRequest:
+        return HttpRequest("POST", EMBED, encode_embed_load(model, self.encoder.settings))
 
 
 def _show(name: str) -> HttpRequest:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from llm_hub.capabilities import Feature, ModelInfo, Probe, Rung
+from llm_hub.capabilities import Capability, Feature, ModelInfo, Probe, Rung
 from llm_hub.dialect import Conversation, HttpReply, HttpRequest
 from llm_hub.errors import HubError
-from llm_hub.messages import ChatRequest, ChatResponse
+from llm_hub.messages import ChatRequest, ChatResponse, EmbedRequest, EmbedResponse
 from llm_hub_ollama.control import CHAT, climb, list_models
 from llm_hub_ollama.cut import cut_prompt
+from llm_hub_ollama.embed import EMBED, encode_embed, read_embed
 from llm_hub_ollama.failures import error_of_reply
-from llm_hub_ollama.models import FEATURES
+from llm_hub_ollama.models import EMBEDDING_FEATURES, FEATURES
 from llm_hub_ollama.request import ChatEncoder
 from llm_hub_ollama.response import ChatStream, read_chat
 from llm_hub_ollama.settings import OllamaSettings
@@ -19,19 +20,21 @@ __all__ = ["OllamaDialect"]
 
 
 class OllamaDialect:
-    """Requests to and answers of `/api/chat`, and the questions about models and health; fulfils `Dialect`.
+    """Requests to and answers of `/api/chat` and `/api/embed`, and the questions about models and health.
 
+    Fulfils `EmbeddingDialect`. `capability` is what the backend is for: its probe asks a model for embeddings to embed.
     Source of the protocol facts: docs/api.md and the sources of Ollama, up to 0.33, and recordings of 0.32.15.
     """
 
-    def __init__(self, settings: OllamaSettings | None = None) -> None:
+    def __init__(self, settings: OllamaSettings | None = None, *, capability: Capability = Capability.TEXT) -> None:
         self.settings = settings or OllamaSettings()
+        self.capability = capability
         self._encoder = ChatEncoder(self.settings)
 
     @property
     def features(self) -> frozenset[Feature]:
         """What the API can express."""
-        return FEATURES
+        return EMBEDDING_FEATURES if self.capability is Capability.EMBEDDING else FEATURES
 
     def encode_chat(self, request: ChatRequest, *, stream: bool, request_id: str | None = None) -> HttpRequest:
         """The request. Ollama has no place for a request id.
@@ -52,6 +55,14 @@ class OllamaDialect:
         """A decoder for the streamed answer."""
         return ChatStream(request, check=self._check)
 
+    def encode_embed(self, request: EmbedRequest, *, request_id: str | None = None) -> HttpRequest:
+        """The request. Raises InvalidRequest for one that names no model, or sets an option."""
+        return HttpRequest("POST", EMBED, encode_embed(request, self.settings))
+
+    def decode_embed(self, request: EmbedRequest, reply: HttpReply) -> EmbedResponse:
+        """The vectors in a reply of status 200. Raises ProtocolError, or the error that the body stands for."""
+        return read_embed(request, reply.body)
+
     def error(self, reply: HttpReply, *, model: str | None = None) -> HubError:
         """The typed error for a reply of any other status than 200."""
         return error_of_reply(reply, model=model)
@@ -62,7 +73,7 @@ class OllamaDialect:
 
     def probe(self, rung: Rung, model: str | None) -> Conversation[Probe]:
         """Climb the health ladder; see `climb` for what each rung asks."""
-        return climb(rung, model, encoder=self._encoder)
+        return climb(rung, model, encoder=self._encoder, capability=self.capability)
 
     def _check(self, request: ChatRequest, answer: Answer) -> HubError | None:
         if not self.settings.detect_cut_prompts:

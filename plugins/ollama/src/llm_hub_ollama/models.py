@@ -8,7 +8,7 @@ from llm_hub.capabilities import Capability, Feature, ModelInfo
 from llm_hub_ollama.settings import OllamaSettings, canonical_name, short_name
 from llm_hub_ollama.wire import ModelDetails, RunningModel, Shown, StoredModel
 
-__all__ = ["FEATURES", "find", "info", "needs_show", "spill"]
+__all__ = ["EMBEDDING_FEATURES", "FEATURES", "find", "info", "needs_show", "spill"]
 
 _ALWAYS = frozenset(
     {
@@ -28,7 +28,10 @@ _BY_CAPABILITY = {
 }
 
 FEATURES = _ALWAYS.union(*_BY_CAPABILITY.values())
-"""What Ollama's API can express, with a model that can."""
+"""What Ollama's API can express of a chat, with a model that can."""
+
+EMBEDDING_FEATURES = frozenset({Feature.DIMENSIONS})
+"""What it can express of embeddings: any model's vectors are cut and brought back to length 1."""
 
 
 Listed = TypeVar("Listed", StoredModel, RunningModel)

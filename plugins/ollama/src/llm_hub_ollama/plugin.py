@@ -9,14 +9,15 @@ import msgspec
 from llm_hub.errors import SettingsError
 from llm_hub.hookspecs import hookimpl
 from llm_hub.manifest import KnownBad, PluginManifest
-from llm_hub_ollama.models import FEATURES
+from llm_hub_ollama.models import EMBEDDING_FEATURES, FEATURES
 from llm_hub_ollama.settings import OllamaSettings
 
 if TYPE_CHECKING:
-    from llm_hub.capabilities import TextBackend
+    from llm_hub.capabilities import Capability, EmbeddingBackend, TextBackend
     from llm_hub.config import BackendConfig, BuildContext
+    from llm_hub.http_backend import HttpBackend
 
-__all__ = ["DEFAULT_URL", "KNOWN_BAD", "llm_hub_manifest", "llm_hub_text"]
+__all__ = ["DEFAULT_URL", "KNOWN_BAD", "llm_hub_embedding", "llm_hub_manifest", "llm_hub_text"]
 
 DEFAULT_URL = "http://127.0.0.1:11434"
 
@@ -48,7 +49,7 @@ def llm_hub_manifest() -> PluginManifest:
     return PluginManifest(
         api_version="1.0",
         summary="Ollama, over its native API",
-        features=FEATURES,
+        features=FEATURES | EMBEDDING_FEATURES,
         settings=OllamaSettings,
         default_url=DEFAULT_URL,
         gpu="optional",
@@ -60,16 +61,29 @@ def llm_hub_manifest() -> PluginManifest:
 @hookimpl
 def llm_hub_text(config: BackendConfig, context: BuildContext) -> TextBackend:
     """A text backend. Raises SettingsError for options that are not this plugin's."""
-    # Imported here, so that asking for the manifest does not load the HTTP client.
     from llm_hub.capabilities import Capability
+
+    return _backend(Capability.TEXT, config, context)
+
+
+@hookimpl
+def llm_hub_embedding(config: BackendConfig, context: BuildContext) -> EmbeddingBackend:
+    """An embedding backend. Raises SettingsError for options that are not this plugin's."""
+    from llm_hub.capabilities import Capability
+
+    return _backend(Capability.EMBEDDING, config, context)
+
+
+def _backend(capability: Capability, config: BackendConfig, context: BuildContext) -> HttpBackend:
+    # Imported here, so that asking for the manifest does not load the HTTP client.
     from llm_hub.http_backend import HttpBackend
     from llm_hub_ollama.dialect import OllamaDialect
 
     return HttpBackend(
-        OllamaDialect(_settings(config)),
+        OllamaDialect(_settings(config), capability=capability),
         config=_without_api_path(config),
         context=context,
-        capability=Capability.TEXT,
+        capability=capability,
         default_url=DEFAULT_URL,
     )
 

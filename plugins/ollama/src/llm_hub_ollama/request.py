@@ -13,7 +13,7 @@ from llm_hub.errors import InvalidRequest, UnsupportedFeature
 from llm_hub.messages import ChatRequest, Message, ResponseFormat, Tool, ToolCall
 from llm_hub_ollama.settings import RUNNER_OPTIONS, OllamaSettings
 
-__all__ = ["ChatEncoder"]
+__all__ = ["ChatEncoder", "dump"]
 
 _KNOWN_MODELS = 256
 
@@ -22,7 +22,7 @@ class ChatEncoder:
     """Writes requests, each with what the settings fix for its model, so that no request reloads a model."""
 
     def __init__(self, settings: OllamaSettings) -> None:
-        self._settings = settings
+        self.settings = settings
         self._fixed: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {}
 
     def encode(self, request: ChatRequest, *, stream: bool) -> bytes:
@@ -49,7 +49,7 @@ class ChatEncoder:
         self._add_options(request, options)
         if options:
             body["options"] = options
-        return _dump(body)
+        return dump(body)
 
     def load(self, model: str) -> bytes:
         """The body that loads a model as requests will want it, and generates nothing."""
@@ -58,7 +58,7 @@ class ChatEncoder:
         body["stream"] = False
         if options:
             body["options"] = options
-        return _dump(body)
+        return dump(body)
 
     def _start(self, model: str | None) -> tuple[dict[str, Any], dict[str, Any]]:
         """The body and the options that every request for this model begins with."""
@@ -66,7 +66,7 @@ class ChatEncoder:
             raise InvalidRequest("no model is named", hint="Name one: OLLAMA_MODEL=llama3.2, or model= in the call.")
         fixed = self._fixed.get(model)
         if fixed is None:
-            profile = self._settings.profile(model)
+            profile = self.settings.profile(model)
             fixed = ({"model": model, **profile.body}, profile.runner_options)
             if len(self._fixed) < _KNOWN_MODELS:
                 self._fixed[model] = fixed
@@ -86,8 +86,8 @@ class ChatEncoder:
         }
         options.update((name, value) for name, value in given.items() if value is not None)
         for name, value in request.options.items():
-            if name not in self._settings.request_options:
-                raise _refused_option(name, request.model, self._settings)
+            if name not in self.settings.request_options:
+                raise _refused_option(name, request.model, self.settings)
             if given.get(name) is not None:
                 raise InvalidRequest(
                     f"the request gives {name} twice, as itself and in options", hint=f"Leave out options[{name!r}]."
@@ -207,7 +207,8 @@ def _plain(value: Any) -> Any:
 _ENCODER = msgspec.json.Encoder(enc_hook=_plain)
 
 
-def _dump(body: dict[str, Any]) -> bytes:
+def dump(body: dict[str, Any]) -> bytes:
+    """The body as JSON. Raises InvalidRequest for what cannot be written."""
     try:
         return _ENCODER.encode(body)
     except UnicodeEncodeError as error:

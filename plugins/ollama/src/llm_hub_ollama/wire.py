@@ -11,6 +11,7 @@ from llm_hub.messages import Timings, TokenLogprob, Usage
 
 __all__ = [
     "Answer",
+    "Embeddings",
     "ModelDetails",
     "RunningModel",
     "RunningModels",
@@ -97,6 +98,16 @@ class Answer(msgspec.Struct):
         )
 
 
+class Embeddings(msgspec.Struct):
+    """An answer of `POST /api/embed`. The duration is in nanoseconds."""
+
+    embeddings: list[tuple[float, ...]] | None = None
+    model: str | None = None
+    error: Any = None
+    load_duration: Count | None = None
+    prompt_eval_count: Count | None = None
+
+
 class Version(msgspec.Struct):
     """`GET /api/version`."""
 
@@ -162,7 +173,7 @@ T = TypeVar("T")
 
 _ANSWER = msgspec.json.Decoder(Answer)
 _DECODERS: dict[type, msgspec.json.Decoder[Any]] = {
-    kind: msgspec.json.Decoder(kind) for kind in (Version, StoredModels, RunningModels, Shown)
+    kind: msgspec.json.Decoder(kind) for kind in (Embeddings, Version, StoredModels, RunningModels, Shown)
 }
 
 # What msgspec raises for bytes that are not what was expected: wrong JSON, a wrong shape or number, no UTF-8, and JSON

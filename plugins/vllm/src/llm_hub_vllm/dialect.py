@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from llm_hub.capabilities import Feature, Rung
+from llm_hub.capabilities import Capability, Feature, Rung
 from llm_hub.dialect import Conversation, HttpReply, HttpRequest
 from llm_hub.errors import BackendFailed, InvalidRequest, ProtocolError, UnsupportedFeature
 from llm_hub.messages import ChatRequest, Reasoning, ResponseFormat, TokenCount
@@ -16,10 +16,13 @@ from llm_hub.openai_errors import first_words
 from llm_hub_vllm.metrics import parse_load
 from llm_hub_vllm.settings import GUIDED, VLLMSettings
 
-__all__ = ["FEATURES", "VLLMDialect"]
+__all__ = ["EMBEDDING_FEATURES", "FEATURES", "VLLMDialect"]
 
 FEATURES = frozenset(Feature) - {Feature.DIMENSIONS, Feature.READ}
-"""What vLLM can be asked for with a model that can; DIMENSIONS is about embeddings."""
+"""What vLLM can be asked for in a chat, with a model that can."""
+
+EMBEDDING_FEATURES = frozenset({Feature.DIMENSIONS})
+"""What it can be asked for in embeddings; a model that was not trained for shorter vectors makes it refuse."""
 
 _TOKENIZED = ("model", "messages", "tools", "chat_template", "chat_template_kwargs", "mm_processor_kwargs")
 """The parts of a chat completion that become the prompt."""
@@ -37,15 +40,17 @@ class _Tokens(msgspec.Struct):
 class VLLMDialect(OpenAIDialect):
     """Speaks to `vllm serve`."""
 
-    def __init__(self, settings: VLLMSettings | None = None) -> None:
+    def __init__(self, settings: VLLMSettings | None = None, *, capability: Capability = Capability.TEXT) -> None:
         self.settings = settings or VLLMSettings()
         super().__init__(
-            features=FEATURES,
+            features=EMBEDDING_FEATURES if capability is Capability.EMBEDDING else FEATURES,
             health_path="/health",
             models_are_loaded=True,  # one process serves one model, and opens its port when that is in memory
             reasoning_field=self.settings.reasoning_field or None,
             request_id_header=None,
             install_model="vllm serve {model}",
+            capability=capability,
+            encoding=self.settings.embedding_format,
         )
 
     # -- requests -----------------------------------------------------------------------------------------------------
@@ -87,6 +92,9 @@ class VLLMDialect(OpenAIDialect):
         if wanted.type == "choice":
             return {"choice": wanted.choices}
         return {wanted.type: wanted.pattern}
+
+    def encode_truncate(self, body: dict[str, Any]) -> None:
+        body["truncate_prompt_tokens"] = -1  # at the model's own limit
 
     def encode_reasoning(self, body: dict[str, Any], reasoning: Reasoning) -> None:
         name = self.settings.reasoning_kwarg

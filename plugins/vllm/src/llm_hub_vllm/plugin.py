@@ -3,26 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import msgspec
 
-from llm_hub.capabilities import Capability, TextBackend
+from llm_hub.capabilities import Capability, EmbeddingBackend, TextBackend
 from llm_hub.config import BackendConfig, BuildContext
 from llm_hub.errors import SettingsError
 from llm_hub.hookspecs import hookimpl
 from llm_hub.manifest import KnownBad, PluginManifest
 from llm_hub.openai_dialect import server_root
-from llm_hub_vllm.dialect import FEATURES, VLLMDialect
+from llm_hub_vllm.dialect import EMBEDDING_FEATURES, FEATURES, VLLMDialect
 from llm_hub_vllm.settings import VLLMSettings
 
-__all__ = ["DEFAULT_URL", "llm_hub_manifest", "llm_hub_text"]
+if TYPE_CHECKING:
+    from llm_hub.http_backend import HttpBackend
+
+__all__ = ["DEFAULT_URL", "llm_hub_embedding", "llm_hub_manifest", "llm_hub_text"]
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 
 _MANIFEST = PluginManifest(
     api_version="1.0",
     summary="vLLM, over its OpenAI-compatible API.",
-    features=FEATURES,
+    features=FEATURES | EMBEDDING_FEATURES,
     settings=VLLMSettings,
     default_url=DEFAULT_URL,
     gpu="optional",
@@ -46,13 +50,23 @@ def llm_hub_manifest() -> PluginManifest:
 @hookimpl
 def llm_hub_text(config: BackendConfig, context: BuildContext) -> TextBackend:
     """A text backend for one vLLM server, whose address is given with or without /v1."""
+    return _backend(Capability.TEXT, config, context)
+
+
+@hookimpl
+def llm_hub_embedding(config: BackendConfig, context: BuildContext) -> EmbeddingBackend:
+    """An embedding backend for one vLLM server that was started with `--runner pooling`."""
+    return _backend(Capability.EMBEDDING, config, context)
+
+
+def _backend(capability: Capability, config: BackendConfig, context: BuildContext) -> HttpBackend:
     from llm_hub.http_backend import HttpBackend  # the HTTP client is imported when a backend is built, not before
 
     return HttpBackend(
-        VLLMDialect(_settings(config)),
+        VLLMDialect(_settings(config), capability=capability),
         config=server_root(config),
         context=context,
-        capability=Capability.TEXT,
+        capability=capability,
         default_url=DEFAULT_URL,
     )
 

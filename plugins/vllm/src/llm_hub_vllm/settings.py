@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 
+from llm_hub.openai_embedding import EncodingFormat
 from llm_hub.openai_encoding import RESERVED
 
 __all__ = ["GUIDED", "VLLMSettings"]
@@ -32,6 +33,8 @@ class VLLMSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     reasoning_field: the name under which the reasoning of earlier turns is sent back; empty leaves it out.
         (vLLM before 0.12: `reasoning_content`.)
     send_request_id: whether the id of a call is sent along, so that it is found in the server's log.
+    embedding_format: how vectors travel: `base64`, the bytes of 32-bit floats, or `float`, decimal numbers, which are four
+        times as long. Either is understood.
     extra_body: parameters that every request of this backend gets, such as `{ top_k = 20 }`; a request's own options
         win over them.
     """
@@ -39,6 +42,7 @@ class VLLMSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     reasoning_kwarg: str = "enable_thinking"
     reasoning_field: str = "reasoning"
     send_request_id: bool = True
+    embedding_format: EncodingFormat = "base64"
     extra_body: Mapping[str, Any] = {}
 
     def __post_init__(self) -> None:
