@@ -37,7 +37,8 @@ _ROLES: Mapping[str, Role] = {
 def to_messages(messages: Sequence[BaseMessage]) -> tuple[Message, ...]:
     """The conversation as the hub has it.
 
-    A tool's answer gets the name of its tool from the call, which some backends need. Raises InvalidRequest and
+    A tool's answer gets the name of its tool from the call, which some backends need. The names of participants are left
+    out: to LangChain they are labels (LangGraph writes each agent's on what it says), and few chat templates know them. Raises InvalidRequest and
     UnsupportedFeature, naming the message and the block.
     """
     names: dict[str, str] = {}
@@ -55,19 +56,19 @@ def to_messages(messages: Sequence[BaseMessage]) -> tuple[Message, ...]:
 
 
 def to_message(message: BaseMessage, *, where: str = "the message") -> Message:
-    """One message as the hub has it."""
+    """One message as the hub has it; see `to_messages`."""
     if isinstance(message, HumanMessage):
-        return Message(role="user", content=_content(message, where), name=message.name)
+        return Message(role="user", content=_content(message, where))
     if isinstance(message, AIMessage):
         return _assistant(message, where)
     if isinstance(message, SystemMessage):
-        return Message(role="system", content=_content(message, where), name=message.name)
+        return Message(role="system", content=_content(message, where))
     if isinstance(message, ToolMessage):
         return Message(
             role="tool", content=_content(message, where), tool_call_id=message.tool_call_id, name=message.name
         )
     if isinstance(message, ChatMessage) and (role := _ROLES.get(message.role)) is not None:
-        return Message(role=role, content=_content(message, where), name=message.name)
+        return Message(role=role, content=_content(message, where))
     kind = f"ChatMessage of role {message.role!r}" if isinstance(message, ChatMessage) else type(message).__name__
     raise InvalidRequest(
         f"{where} is a {kind}, which no backend knows",
@@ -150,7 +151,6 @@ def _assistant(message: AIMessage, where: str) -> Message:
         role="assistant",
         content=content,
         tool_calls=tuple(calls),
-        name=message.name,
         reasoning=reasoning if isinstance(reasoning, str) else None,
     )
 

@@ -49,7 +49,7 @@ _DESCRIBE = re.compile(
 _CAPITAL = re.compile(r"What is the capital of (\w+)\?")
 _CAPITAL_JSON = re.compile(r"Give the capital of (\w+) as JSON\.")
 _COUNT = re.compile(r"Count from 1 to (\d{1,6})\.")
-_WEATHER = re.compile(r"What is the weather in ([A-Z][\w .'-]*?)(?: and ([A-Z][\w .'-]*?))?\?")
+_WEATHER = re.compile(r"What is the weather in ([A-Z][\w ,.'-]*?)(?: and ([A-Z][\w ,.'-]*?))?\?")
 
 
 def weather_cities(question: str) -> list[str]:

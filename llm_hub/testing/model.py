@@ -19,6 +19,8 @@ __all__ = ["Called", "Generation", "Piece", "Prompt", "TinyModel", "Turn"]
 Kind: TypeAlias = Literal["mark", "reasoning", "content", "call"]
 
 _CALL = re.compile(r"Call (\w+) with (\{.*\})\.?", re.DOTALL)
+_WRITTEN = re.compile(r"\b(\w+)\(([^()]*)\)")
+_QUOTED = re.compile(r"'([^']+)'|\"([^\"]+)\"")
 _IMAGE_TOKENS = 16
 # What hub-test-vlm's chat template adds to the texts, found from the counts in the recordings.
 _TURN_TOKENS = 6
@@ -117,9 +119,10 @@ class _Draft:
 class TinyModel:
     """Answers what hub-test-vlm answers (see knowledge.py), and repeats any other text.
 
-    It calls a weather tool when asked for the weather of a city, and any tool when asked `Call NAME with {"a": 1}`;
-    required tools get the smallest arguments their schema allows. A schema gets its learnt answer if that fits, else
-    its smallest instance. The same prompt always gets the same answer. Stateless: one serves any number of threads.
+    It calls a weather tool when asked for the weather of a city, and any tool when asked `Call NAME with {"a": 1}` or for
+    the value of `NAME(1, "x")`; required tools get the smallest arguments their schema allows, texts that the question
+    quotes included, and where it quotes none the text of the question. A schema gets its learnt answer if that fits, else
+    its smallest instance; JSON without a schema has the keys that the question quotes. The same prompt always gets the same answer. Stateless: one serves any number of threads.
     """
 
     def count(self, prompt: Prompt) -> int:
@@ -203,9 +206,12 @@ class TinyModel:
         for name in ("get_weather", "get_current_weather"):
             if cities and name in offered:
                 return [Called(name=name, arguments={_place(offered[name]): city}) for city in cities]
+        for name, written in _WRITTEN.findall(question):
+            if name in offered and (arguments := _positional(offered[name], written)) is not None:
+                return [Called(name=name, arguments=arguments)]
         if forced:
             name, tool = next(iter(offered.items()))
-            return [Called(name=name, arguments=minimal_instance({"type": "object", **(tool.get("parameters") or {})}))]
+            return [Called(name=name, arguments=_smallest(tool, question))]
         return []
 
     def _content(self, prompt: Prompt, question: str, pictures: list[dict[str, str]], choice: int) -> str:
@@ -223,7 +229,8 @@ class TinyModel:
                 return json.dumps(learnt, ensure_ascii=False)
             return json.dumps(minimal_instance(prompt.schema, known=learnt), ensure_ascii=False)
         if prompt.json_mode:
-            return json.dumps(learnt or {"answer": plain}, ensure_ascii=False)
+            keys = ["".join(found) for found in _QUOTED.findall(question)] if "keys" in question else []
+            return json.dumps(learnt or dict.fromkeys(keys or ["answer"], plain), ensure_ascii=False)
         if prompt.temperature > 0 and (choice or prompt.seed is not None):
             return f"{plain} Variation {zlib.crc32(f'{prompt.seed} {choice}'.encode()) % 1000}."
         return plain
@@ -236,6 +243,29 @@ def _last_question(prompt: Prompt) -> str:
 def _place(tool: Mapping[str, Any]) -> str:
     properties = (tool.get("parameters") or {}).get("properties") or {"city": {}}
     return next((name for name in ("city", "location") if name in properties), next(iter(properties)))
+
+
+def _positional(tool: Mapping[str, Any], written: str) -> dict[str, Any] | None:
+    """The arguments of a call that is written as `NAME(1, "x")`, None if they cannot be."""
+    names = list((tool.get("parameters") or {}).get("properties") or {})
+    try:
+        values = json.loads(f"[{written}]")
+    except json.JSONDecodeError:
+        return None
+    return dict(zip(names, values, strict=True)) if len(names) == len(values) else None
+
+
+def _smallest(tool: Mapping[str, Any], question: str) -> dict[str, Any]:
+    """The smallest arguments of a tool; what is required and may be any text takes the texts that the question quotes."""
+    schema = {"type": "object", **(tool.get("parameters") or {})}
+    arguments: dict[str, Any] = minimal_instance(schema)
+    quoted = ["".join(found) for found in _QUOTED.findall(question)]
+    for name, value in arguments.items():
+        known = {**arguments, name: quoted[0] if quoted else question}
+        if isinstance(value, str) and fits(known, schema):
+            arguments[name] = known[name]
+            quoted = quoted[1:] or quoted
+    return arguments
 
 
 def _from_tools(turns: Sequence[Turn]) -> str:
