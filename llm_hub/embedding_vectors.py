@@ -89,8 +89,10 @@ async def _explain(
     limit = error.limit or await _limit(world, runtime, destination, call)
     sizes = [len(text.encode()) for text in batch]
     longest = max(range(len(batch)), key=sizes.__getitem__)
-    said = "" if error.tokens is not None else "about "
-    tokens = error.tokens or max(-(-sizes[longest] // _BYTES_A_TOKEN), limit + 1 if limit else 1)
+    tokens, said = error.tokens, ""
+    least = limit + 1 if limit else 1
+    if tokens is None or tokens == least:  # vLLM stops counting there
+        tokens, said = max(-(-sizes[longest] // _BYTES_A_TOKEN), least), "about "
     which = f"text {first + longest}" + ("" if len(batch) == 1 else ", the longest of its batch,")
     error.message = f"{which} is too long: {said}{tokens} tokens, where the model takes {limit or 'fewer'}. It says: {error.message}"
     error.tokens, error.limit = tokens, limit
