@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import AsyncIterator, Iterator
-from typing import Protocol, runtime_checkable
+from typing import Protocol, TypeAlias, runtime_checkable
 
 import msgspec
 
@@ -26,6 +26,7 @@ __all__ = [
     "Feature",
     "ModelInfo",
     "Probe",
+    "ReadingBackend",
     "Rung",
     "TextBackend",
     "VisionBackend",
@@ -205,12 +206,8 @@ class EmbeddingBackend(Backend, Protocol):
         ...
 
 
-class VisionBackend(TextBackend, Protocol):
-    """Continues conversations that hold images, or reads the text on images, or both.
-
-    One that can only describe declares no `Feature.READ`, one that can only read no `Feature.IMAGES`; the methods for what
-    it does not declare are never called, and need not be there.
-    """
+class ReadingBackend(Backend, Protocol):
+    """Reads the text on images; its features hold `Feature.READ`."""
 
     def read(self, request: ReadRequest, call: Call) -> ReadResponse:
         """The text on an image, with the box of each word."""
@@ -219,6 +216,11 @@ class VisionBackend(TextBackend, Protocol):
     async def aread(self, request: ReadRequest, call: Call) -> ReadResponse:
         """`read`, async."""
         ...
+
+
+VisionBackend: TypeAlias = TextBackend | ReadingBackend
+"""Describes images (it continues conversations that hold them, and its features hold `Feature.IMAGES`), or reads the text on
+them, or both. It is never asked for what it does not declare."""
 
 
 _STRUCTURED = {

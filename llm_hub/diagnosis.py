@@ -113,7 +113,9 @@ def _capability(
     ]
     for name in (decision.backend, *(target.backend for target in decision.fallbacks)):
         probed.add((name, capability))
-        found.append(_backend(runtime, name, capability, timeout, chosen=name == decision.backend))
+        # The default of a capability that nobody speaks of need not be there.
+        chosen = name == decision.backend and _asked_for(runtime, capability)
+        found.append(_backend(runtime, name, capability, timeout, chosen=chosen))
     return found
 
 
@@ -122,7 +124,7 @@ def _asked_for(runtime: Runtime, capability: Capability) -> bool:
     settings = runtime.settings
     return (
         capability is Capability.TEXT
-        or capability in settings.providers
+        or any(name.partition(".")[0] == capability for name in settings.providers)
         or any(route.partition(".")[0] == capability for route in settings.routes)
         or any(capability in assignment.capabilities for assignment in settings.assignments)
         or any(capability in config.models for config in settings.backends.values())

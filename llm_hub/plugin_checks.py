@@ -12,7 +12,7 @@ import msgspec
 import pluggy
 
 from llm_hub import hookspecs
-from llm_hub.capabilities import Capability, EmbeddingBackend, Feature, TextBackend, VisionBackend
+from llm_hub.capabilities import Backend, Capability, EmbeddingBackend, Feature, ReadingBackend, TextBackend
 from llm_hub.manifest import KnownBad, PluginManifest
 
 __all__ = ["HOOKS", "MANIFEST_HOOK", "Fault", "check_backend", "check_hook", "check_hooks", "check_manifest"]
@@ -23,11 +23,12 @@ HOOKS = frozenset(name for name in vars(hookspecs) if name.startswith("llm_hub_"
 MANIFEST_HOOK = "llm_hub_manifest"
 """The hook that every plugin must have."""
 
-_PROTOCOLS: Mapping[Capability, type] = {
-    Capability.TEXT: TextBackend,
-    Capability.EMBEDDING: EmbeddingBackend,
-    Capability.VISION: VisionBackend,
+_PROTOCOLS: Mapping[Capability, Mapping[Feature | None, type]] = {
+    Capability.TEXT: {None: TextBackend},
+    Capability.EMBEDDING: {None: EmbeddingBackend},
+    Capability.VISION: {Feature.IMAGES: TextBackend, Feature.READ: ReadingBackend},
 }
+"""What a backend of a capability must fulfil: always, or where it declares the feature, of which it has one at least."""
 
 
 class Fault(Exception):
@@ -193,20 +194,21 @@ def _wrong(field: str, value: object, what: str) -> Fault:
 
 def check_backend(built: object, capability: Capability) -> None:
     """Raise Fault unless what a plugin built has all that the Protocol of the capability asks for."""
-    protocol = _PROTOCOLS[capability]
     kind = type(built).__name__
-    members = _members(protocol)
-    missing = [name for name in members if not hasattr(built, name)]
-    if missing:
-        raise Fault(
-            f"the {capability} backend that it built, a {kind}, lacks {', '.join(missing)}",
-            f"Implement the Protocol llm_hub.capabilities.{protocol.__name__}.",
-        )
+    _check_members(built, (Backend,), capability)
     features: Any = getattr(built, "features", None)
     if not isinstance(features, frozenset) or not all(isinstance(one, Feature) for one in features):
         raise Fault(
             f"the features of the {kind} that it built are {features!r:.200}", "They are a frozenset of Feature."
         )
+    protocols = tuple(one for feature, one in _PROTOCOLS[capability].items() if feature is None or feature in features)
+    if not protocols:
+        wanted = " nor ".join(f"Feature.{feature.name}" for feature in _PROTOCOLS[capability] if feature is not None)
+        raise Fault(
+            f"the features of the {capability} backend that it built, a {kind}, hold neither {wanted}",
+            "Declare what it does.",
+        )
+    members = _check_members(built, protocols, capability)
     for name in members:
         if name == "features":
             continue
@@ -219,6 +221,19 @@ def check_backend(built: object, capability: Capability) -> None:
             raise Fault(f"{name} of the {kind} that it built is a coroutine function", remedy)
         if inspect.isasyncgenfunction(method) and not twin:
             raise Fault(f"{name} of the {kind} that it built is an async generator", f"Only a{name} is async.")
+
+
+def _check_members(built: object, protocols: tuple[type, ...], capability: Capability) -> tuple[str, ...]:
+    """What these Protocols ask for. Raises Fault for what is not there."""
+    members = tuple(dict.fromkeys(name for protocol in protocols for name in _members(protocol)))
+    missing = [name for name in members if not hasattr(built, name)]
+    if missing:
+        names = " and ".join(f"llm_hub.capabilities.{protocol.__name__}" for protocol in protocols)
+        raise Fault(
+            f"the {capability} backend that it built, a {type(built).__name__}, lacks {', '.join(missing)}",
+            f"Implement the Protocol {names}.",
+        )
+    return members
 
 
 def _is_twin(name: str, members: tuple[str, ...]) -> bool:

@@ -292,14 +292,21 @@ def _cannot(ask: Ask, candidate: Candidate) -> HubError | None:
     if candidate.problem is not None:
         return candidate.problem
     if candidate.features is not None and (missing := ask.features - candidate.features):
+        lacks = _HALVES.get(missing) or f"has no support for {', '.join(sorted(missing))}"
         return UnsupportedFeature(
-            f"its plugin {candidate.plugin!r} has no support for {', '.join(sorted(missing))}",
+            f"its plugin {candidate.plugin!r} {lacks}",
             features=tuple(sorted(missing)),
             backend=candidate.name,
             hint=elsewhere(ask.capability, missing)
             or "Name a backend that has it; `llm-hub plugins --check` lists the features.",
         )
     return None
+
+
+_HALVES = {
+    frozenset({Feature.IMAGES}): "cannot describe images",
+    frozenset({Feature.READ}): "cannot read the text on images",
+}
 
 
 def elsewhere(capability: Capability, missing: frozenset[Feature]) -> str | None:
@@ -405,8 +412,18 @@ def _embedded(ask: Ask, candidates: Mapping[str, Candidate], settings: Settings,
 
 
 def _how_to_choose(ask: Ask, candidates: Mapping[str, Candidate], settings: Settings) -> str:
+    halves = {
+        name
+        for (capability, operation), name in EMBEDDED.items()
+        if capability is ask.capability and operation != ask.operation
+    }
     able = sorted(
-        name for name, one in candidates.items() if ask.capability in one.capabilities and one.problem is None
+        name
+        for name, one in candidates.items()
+        if ask.capability in one.capabilities
+        and one.problem is None
+        and _does_operation(one, ask)
+        and name not in halves
     )
     names = "|".join(able) or "NAME"
     variable = "LLM_VISION_READ_PROVIDER" if _reads(ask) else "LLM_PROVIDER"

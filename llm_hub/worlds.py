@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any, Protocol, TypeVar
 
 from llm_hub.call import Call
-from llm_hub.capabilities import Backend, EmbeddingBackend, ModelInfo, Probe, Rung, TextBackend, VisionBackend
+from llm_hub.capabilities import Backend, EmbeddingBackend, ModelInfo, Probe, ReadingBackend, Rung, TextBackend
 from llm_hub.messages import (
     ChatChunk,
     ChatRequest,
@@ -51,7 +51,7 @@ class World(Protocol):
         """The tokens of a prompt, None where the backend cannot count."""
         ...
 
-    async def read(self, backend: VisionBackend, request: ReadRequest, call: Call) -> ReadResponse:
+    async def read(self, backend: ReadingBackend, request: ReadRequest, call: Call) -> ReadResponse:
         """The text on an image."""
         ...
 
@@ -92,7 +92,7 @@ class BlockingWorld:
         count: Callable[..., TokenCount | None] | None = getattr(backend, "count_tokens", None)
         return None if count is None else count(request, call)
 
-    async def read(self, backend: VisionBackend, request: ReadRequest, call: Call) -> ReadResponse:
+    async def read(self, backend: ReadingBackend, request: ReadRequest, call: Call) -> ReadResponse:
         return backend.read(request, call)
 
     async def embed(self, backend: EmbeddingBackend, request: EmbedRequest, call: Call) -> EmbedResponse:
@@ -128,7 +128,7 @@ class AsyncWorld:
         count: Callable[..., Awaitable[TokenCount | None]] | None = getattr(backend, "acount_tokens", None)
         return None if count is None else await count(request, call)
 
-    async def read(self, backend: VisionBackend, request: ReadRequest, call: Call) -> ReadResponse:
+    async def read(self, backend: ReadingBackend, request: ReadRequest, call: Call) -> ReadResponse:
         return await backend.aread(request, call)
 
     async def embed(self, backend: EmbeddingBackend, request: EmbedRequest, call: Call) -> EmbedResponse:

@@ -153,7 +153,7 @@ def test_a_fallback_is_said(llm_hub: LlmHub, vllm: FakeVLLM) -> None:
         (["aks", "ping"], {}, 2, "Did you mean 'ask'"),
         (["explain", "sound"], {}, 2, "sound"),
         (["explain", "text", "--feature", "levitation"], {}, 2, "no feature 'levitation'"),
-        (["explain", "embedding"], {}, 2, "embedding"),
+        (["explain", "vision.read", "-b", "vllm"], {}, 1, "cannot read the text on images"),
         (["models", "-b", "nobody"], {}, 2, "nobody"),
     ],
 )
@@ -185,8 +185,8 @@ def test_a_broken_settings_file_is_an_error_at_its_line(llm_hub: LlmHub, tmp_pat
 
 
 def test_an_unsupported_feature_is_refused(llm_hub: LlmHub) -> None:
-    said = failed(llm_hub("explain", "text", "--feature", "dimensions"), 1)
-    assert "no support for dimensions" in said
+    said = failed(llm_hub("explain", "text", "--feature", "read"), 1)
+    assert "cannot read the text on images" in said
 
 
 def test_an_answer_that_breaks_off_is_printed_as_far_as_it_came_and_fails(llm_hub: LlmHub, vllm: FakeVLLM) -> None:
@@ -245,7 +245,7 @@ def test_explain_says_what_by_which_rule_and_why_not_the_others(llm_hub: LlmHub)
     assert "LLM_PROVIDER does not name it" in said
     decision = json.loads(llm_hub("explain", "text", "--json").stdout)
     assert (decision["backend"], decision["rule"]) == ("vllm", 4)
-    assert {one["backend"] for one in decision["rejected"]} == {"llamacpp", "ollama"}
+    assert {one["backend"] for one in decision["rejected"]} == {"llamacpp", "ollama", "tesseract"}
 
 
 def test_doctor_finds_what_is_down_and_says_how_to_mend_it(llm_hub: LlmHub, vllm: FakeVLLM) -> None:

@@ -37,9 +37,13 @@ def test_the_help_of_the_command_line_loads_no_plugin_and_no_http_client() -> No
 
 
 def test_a_plugin_module_loads_no_engine() -> None:
-    for plugin in ("ollama", "vllm", "llamacpp"):
+    for plugin in ("ollama", "vllm", "llamacpp", "tesseract"):
         modules = loaded_by(f"import llm_hub_{plugin}.plugin")
-        assert not {name for name in modules if name.startswith(("xllamacpp", "httpcore", "httpx", "pydantic"))}, plugin
+        assert not {
+            name
+            for name in modules
+            if name.startswith(("xllamacpp", "tesserocr", "PIL", "httpcore", "httpx", "pydantic"))
+        }, plugin
 
 
 def test_every_public_name_is_there_and_sorted() -> None:

@@ -127,10 +127,10 @@ def test_describing_and_reading_are_chosen_apart(settings: dict[str, Any], descr
 @pytest.mark.parametrize(
     ("ask", "settings", "words"),
     [
-        (READ, {"providers": {"vision": named("ollama")}}, "ollama: .*no support for read.*LLM_VISION_READ_PROVIDER"),
-        (READ, {"routes": {"vision": named("vllm")}}, "vllm: .*no support for read.*LLM_VISION_READ_PROVIDER"),
-        (DESCRIBE, {"providers": {"vision": named("reader")}}, "reader: .*no support for images.*name a backend"),
-        (Ask(capability=VISION, backend="tesseract"), {}, "tesseract: .*no support for images"),
+        (READ, {"providers": {"vision": named("ollama")}}, "ollama: .*cannot read the text on images.*LLM_VISION_READ_PROVIDER"),
+        (READ, {"routes": {"vision": named("vllm")}}, "vllm: .*cannot read the text on images.*LLM_VISION_READ_PROVIDER"),
+        (DESCRIBE, {"providers": {"vision": named("reader")}}, "reader: .*cannot describe images.*name a backend"),
+        (Ask(capability=VISION, backend="tesseract"), {}, "tesseract: .*cannot describe images"),
     ],
 )
 def test_who_is_named_for_vision_and_does_the_other_half_of_it_is_an_error(

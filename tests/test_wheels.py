@@ -61,6 +61,7 @@ def test_there_is_a_wheel_of_every_distribution_and_it_is_typed_and_licensed(whe
         "llm_hub_core",
         "llm_hub_llamacpp",
         "llm_hub_ollama",
+        "llm_hub_tesseract",
         "llm_hub_vllm",
         "llm_hub_example_service",
     }
@@ -75,6 +76,7 @@ def test_the_plugins_are_found_there_without_being_imported(installed: Path, tmp
     assert {plugin["name"]: plugin["status"] for plugin in found["plugins"]} == {
         "llamacpp": "installed",
         "ollama": "installed",
+        "tesseract": "installed",
         "vllm": "installed",
     }
 

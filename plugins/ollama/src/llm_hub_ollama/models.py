@@ -22,7 +22,8 @@ _ALWAYS = frozenset(
 )
 # Ollama does not say which thinking models know efforts; for the others "high" means the same as true.
 _BY_CAPABILITY = {
-    "tools": frozenset({Feature.TOOLS}),
+    # A choice of tools, which the API does not have, is made with a schema.
+    "tools": frozenset({Feature.TOOLS, Feature.TOOL_CHOICE}),
     "vision": frozenset({Feature.IMAGES}),
     "thinking": frozenset({Feature.REASONING, Feature.REASONING_EFFORT}),
 }

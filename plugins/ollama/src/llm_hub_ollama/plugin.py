@@ -13,11 +13,11 @@ from llm_hub_ollama.models import EMBEDDING_FEATURES, FEATURES
 from llm_hub_ollama.settings import OllamaSettings
 
 if TYPE_CHECKING:
-    from llm_hub.capabilities import Capability, EmbeddingBackend, TextBackend
+    from llm_hub.capabilities import Capability, EmbeddingBackend, TextBackend, VisionBackend
     from llm_hub.config import BackendConfig, BuildContext
     from llm_hub.http_backend import HttpBackend
 
-__all__ = ["DEFAULT_URL", "KNOWN_BAD", "llm_hub_embedding", "llm_hub_manifest", "llm_hub_text"]
+__all__ = ["DEFAULT_URL", "KNOWN_BAD", "llm_hub_embedding", "llm_hub_manifest", "llm_hub_text", "llm_hub_vision"]
 
 DEFAULT_URL = "http://127.0.0.1:11434"
 
@@ -72,6 +72,14 @@ def llm_hub_embedding(config: BackendConfig, context: BuildContext) -> Embedding
     from llm_hub.capabilities import Capability
 
     return _backend(Capability.EMBEDDING, config, context)
+
+
+@hookimpl
+def llm_hub_vision(config: BackendConfig, context: BuildContext) -> VisionBackend:
+    """A vision backend, which describes and does not read. Raises SettingsError for options that are not this plugin's."""
+    from llm_hub.capabilities import Capability
+
+    return _backend(Capability.VISION, config, context)
 
 
 def _backend(capability: Capability, config: BackendConfig, context: BuildContext) -> HttpBackend:

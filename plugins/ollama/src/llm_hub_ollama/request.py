@@ -10,6 +10,7 @@ import msgspec
 
 from llm_hub.capabilities import Feature
 from llm_hub.errors import InvalidRequest, UnsupportedFeature
+from llm_hub.forced_calls import call_schema, is_forced
 from llm_hub.messages import ChatRequest, Message, ResponseFormat, Tool, ToolCall
 from llm_hub_ollama.settings import RUNNER_OPTIONS, OllamaSettings
 
@@ -36,9 +37,11 @@ class ChatEncoder:
         body["stream"] = stream
         # Without this the server drops the oldest messages of a conversation that is too long, and says nothing.
         body["truncate"] = False
-        if request.tools:
+        if request.tools and request.tool_choice != "none":
             body["tools"] = [_tool(tool) for tool in request.tools]
-        if request.response_format is not None:
+        if is_forced(request):
+            body["format"] = call_schema(request)
+        elif request.response_format is not None:
             body["format"] = _format(request.response_format)
         if request.reasoning is not None:
             body["think"] = request.reasoning
@@ -110,9 +113,6 @@ def _refused_option(name: str, model: str | None, settings: OllamaSettings) -> I
 
 def _refuse(request: ChatRequest) -> None:
     """Raise UnsupportedFeature for what this API cannot say, rather than leave it out."""
-    if request.tool_choice not in (None, "auto"):
-        instead = "leave the tools out" if request.tool_choice == "none" else "ask for the tool in the prompt"
-        raise _unsupported("tool_choice", Feature.TOOL_CHOICE, instead)
     if request.n != 1:
         raise _unsupported("several answers to one request (n > 1)", Feature.MULTIPLE_CHOICES, f"send it {request.n} x")
     if request.parallel_tool_calls is False:

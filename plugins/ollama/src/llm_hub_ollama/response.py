@@ -8,6 +8,7 @@ import msgspec
 
 from llm_hub.capabilities import Feature
 from llm_hub.errors import HubError, ProtocolError, StreamInterrupted, UnsupportedFeature
+from llm_hub.forced_calls import call_in, is_forced
 from llm_hub.messages import (
     ChatChunk,
     ChatRequest,
@@ -63,10 +64,11 @@ def read_chat(request: ChatRequest, body: bytes, *, check: Check) -> ChatRespons
         failure = _without_logprobs(request, found=logprobs is not None)
     if failure is not None:
         raise failure
+    text = message.content or ""
+    if is_forced(request) and not calls and _finish(answer, called=False) == "stop":
+        calls, text = (call_in(text, id=_new_id(request, 0)),), ""
     choice = Choice(
-        message=Message(
-            role="assistant", content=message.content or "", tool_calls=calls, reasoning=message.thinking or None
-        ),
+        message=Message(role="assistant", content=text, tool_calls=calls, reasoning=message.thinking or None),
         finish_reason=_finish(answer, called=bool(calls)),
         logprobs=logprobs,
     )
@@ -80,7 +82,18 @@ class ChatStream:
     first, `done` is true, and `finish` raises. So how the bytes were cut makes no difference.
     """
 
-    __slots__ = ("_calls", "_check", "_ended", "_failure", "_lines", "_logprobs", "_request", "_text", "_written")
+    __slots__ = (
+        "_calls",
+        "_check",
+        "_ended",
+        "_failure",
+        "_forced",
+        "_lines",
+        "_logprobs",
+        "_request",
+        "_text",
+        "_written",
+    )
 
     def __init__(self, request: ChatRequest, *, check: Check) -> None:
         self._request = request
@@ -88,6 +101,7 @@ class ChatStream:
         self._lines = NDJSONDecoder()
         self._text: list[str] = []
         self._calls = 0
+        self._forced = is_forced(request)
         self._logprobs = False
         self._written = False
         self._ended = False
@@ -157,6 +171,8 @@ class ChatStream:
         reasoning = message.thinking or ""
         if text:
             self._text.append(text)
+            if self._forced:  # a call comes whole
+                text = ""
         if not (answer.done or answer.logprobs or message.tool_calls):
             if not text and not reasoning:
                 return None
@@ -174,6 +190,13 @@ class ChatStream:
             failure = _without_logprobs(self._request, found=self._logprobs)
         if failure is not None:
             raise failure
+        if self._forced and not self._calls:
+            if _finish(answer, called=False) == "stop":
+                call = call_in("".join(self._text), id=_new_id(self._request, 0))
+                calls = (ToolCallDelta(0, call.id, call.name, call.arguments),)
+                self._calls = 1
+            else:
+                text = "".join(self._text)  # it was cut, and says so
         chunk = ChatChunk(
             text=text,
             reasoning=reasoning,
@@ -226,7 +249,11 @@ def _finish(answer: Answer, *, called: bool) -> FinishReason:
 
 def _id_of(call: Call, request: ChatRequest, index: int) -> str:
     """The id of a call; where the server gives none, one that no call of the conversation has by this way."""
-    return call.id or f"call_{index + sum(len(message.tool_calls) for message in request.messages)}"
+    return call.id or _new_id(request, index)
+
+
+def _new_id(request: ChatRequest, index: int) -> str:
+    return f"call_{index + sum(len(message.tool_calls) for message in request.messages)}"
 
 
 def _arguments(call: Call) -> str:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from llm_hub.capabilities import Capability, EmbeddingBackend, TextBackend
+from llm_hub.capabilities import Capability, EmbeddingBackend, TextBackend, VisionBackend
 from llm_hub.config import BackendConfig, BuildContext
 from llm_hub.errors import SettingsError
 from llm_hub.hookspecs import hookimpl
@@ -19,7 +19,7 @@ from llm_hub_vllm.settings import VLLMSettings
 if TYPE_CHECKING:
     from llm_hub.http_backend import HttpBackend
 
-__all__ = ["DEFAULT_URL", "llm_hub_embedding", "llm_hub_manifest", "llm_hub_text"]
+__all__ = ["DEFAULT_URL", "llm_hub_embedding", "llm_hub_manifest", "llm_hub_text", "llm_hub_vision"]
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 
@@ -57,6 +57,12 @@ def llm_hub_text(config: BackendConfig, context: BuildContext) -> TextBackend:
 def llm_hub_embedding(config: BackendConfig, context: BuildContext) -> EmbeddingBackend:
     """An embedding backend for one vLLM server that was started with `--runner pooling`."""
     return _backend(Capability.EMBEDDING, config, context)
+
+
+@hookimpl
+def llm_hub_vision(config: BackendConfig, context: BuildContext) -> VisionBackend:
+    """A vision backend for one vLLM server; it describes and does not read."""
+    return _backend(Capability.VISION, config, context)
 
 
 def _backend(capability: Capability, config: BackendConfig, context: BuildContext) -> HttpBackend:
