@@ -109,7 +109,9 @@ async def in_order(
             )
     failed = earlier.pop()
     failed.earlier = tuple(earlier)
-    failed.hint = " ".join(filter(None, (failed.hint, *(f"Not a fallback: {refusal}." for refusal in refused))))
+    failed.hint = " ".join(
+        filter(None, (failed.hint, *(f"No fallback: {str(refusal).rstrip('.')}." for refusal in refused)))
+    )
     raise failed
 
 
