@@ -158,7 +158,8 @@ class TinyModel:
     def _draft(self, prompt: Prompt, choice: int) -> _Draft:
         question, pictures = self._question(prompt)
         draft = _Draft()
-        calls = self._calls(prompt, question)
+        # A schema leaves no room for the marks of a call.
+        calls = self._calls(prompt, question) if prompt.schema is None else []
         if prompt.think or _last_question(prompt).endswith(_THINK):
             thought = f"I call {calls[0].name}." if calls else knowledge.reasoning_for(question, pictures)
             draft.parts += [
@@ -210,8 +211,8 @@ class TinyModel:
             if name in offered and (arguments := _positional(offered[name], written)) is not None:
                 return [Called(name=name, arguments=arguments)]
         if forced:
-            name, tool = next(iter(offered.items()))
-            return [Called(name=name, arguments=_smallest(tool, question))]
+            tool = next(iter(offered.values()))
+            return [_smallest(tool, question)]
         return []
 
     def _content(self, prompt: Prompt, question: str, pictures: list[dict[str, str]], choice: int) -> str:
@@ -225,6 +226,9 @@ class TinyModel:
         if prompt.pattern is not None:
             return plain if re.fullmatch(prompt.pattern, plain) else shortest_match(prompt.pattern)
         if prompt.schema is not None:
+            for call in (*self._calls(prompt, question), *(_smallest(tool, question) for tool in prompt.tools)):
+                if fits(written := {"name": call.name, "arguments": call.arguments}, prompt.schema):
+                    return json.dumps(written, ensure_ascii=False)
             if fits(learnt, prompt.schema):
                 return json.dumps(learnt, ensure_ascii=False)
             return json.dumps(minimal_instance(prompt.schema, known=learnt), ensure_ascii=False)
@@ -255,8 +259,8 @@ def _positional(tool: Mapping[str, Any], written: str) -> dict[str, Any] | None:
     return dict(zip(names, values, strict=True)) if len(names) == len(values) else None
 
 
-def _smallest(tool: Mapping[str, Any], question: str) -> dict[str, Any]:
-    """The smallest arguments of a tool; what is required and may be any text takes the texts that the question quotes."""
+def _smallest(tool: Mapping[str, Any], question: str) -> Called:
+    """The smallest call of a tool; what is required and may be any text takes the texts that the question quotes."""
     schema = {"type": "object", **(tool.get("parameters") or {})}
     arguments: dict[str, Any] = minimal_instance(schema)
     quoted = ["".join(found) for found in _QUOTED.findall(question)]
@@ -265,7 +269,7 @@ def _smallest(tool: Mapping[str, Any], question: str) -> dict[str, Any]:
         if isinstance(value, str) and fits(known, schema):
             arguments[name] = known[name]
             quoted = quoted[1:] or quoted
-    return arguments
+    return Called(name=tool["name"], arguments=arguments)
 
 
 def _from_tools(turns: Sequence[Turn]) -> str:

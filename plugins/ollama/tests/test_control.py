@@ -104,7 +104,7 @@ def test_the_recorded_models_are_described_without_loading_any(recordings: dict[
         ModelInfo(
             name="smollm2-tools:135m",
             capabilities=frozenset({Capability.TEXT}),
-            features=frozenset({*TEXT_FEATURES, Feature.TOOLS}),
+            features=frozenset({*TEXT_FEATURES, Feature.TOOLS, Feature.TOOL_CHOICE}),
             context_length=8192,
             digest="599815f81ddc3f775be6996832576c149bf863dea0c314c9ff30e43689f55ac3",
             loaded=False,
@@ -146,7 +146,7 @@ def test_a_model_that_sees_and_calls_tools_has_these_features(thinks: bool, reco
     assert model.aliases == ("hub-test-vlm",)
     assert model.capabilities == frozenset({Capability.TEXT, Capability.VISION})
     thinking = {Feature.REASONING, Feature.REASONING_EFFORT} if thinks else set()
-    assert model.features == frozenset(TEXT_FEATURES | {Feature.TOOLS, Feature.IMAGES} | thinking)
+    assert model.features == frozenset(TEXT_FEATURES | {Feature.TOOLS, Feature.TOOL_CHOICE, Feature.IMAGES} | thinking)
     assert model.context_length == 4096
     assert model.embedding_dimension is None
 

@@ -224,9 +224,6 @@ def test_thinking_is_asked_for_as_given(reasoning: Any) -> None:
 @pytest.mark.parametrize(
     ("fields", "feature"),
     [
-        ({"tools": (WEATHER,), "tool_choice": "required"}, Feature.TOOL_CHOICE),
-        ({"tools": (WEATHER,), "tool_choice": "none"}, Feature.TOOL_CHOICE),
-        ({"tools": (WEATHER,), "tool_choice": "get_weather"}, Feature.TOOL_CHOICE),
         ({"n": 2}, Feature.MULTIPLE_CHOICES),
         ({"response_format": ResponseFormat.regex("[0-9]+")}, Feature.REGEX),
         ({"response_format": ResponseFormat.choice(["a", "b"])}, Feature.CHOICE),
@@ -260,6 +257,20 @@ def test_details_that_would_be_dropped_are_unsupported(fields: dict[str, Any], n
     assert raised.value.features == (named,)
 
 
+def test_a_forced_call_is_forced_by_a_schema_and_none_leaves_the_tools_out() -> None:
+    other = Tool(name="now")
+    for choice in ("required", "get_weather"):
+        wire = body(ask(tools=(WEATHER,), tool_choice=choice))
+        assert wire["tools"][0]["function"]["name"] == "get_weather"
+        assert wire["format"]["properties"]["name"]["enum"] == ["get_weather"]
+        assert wire["format"]["properties"]["arguments"] == WEATHER.parameters
+    assert len(body(ask(tools=(WEATHER, other), tool_choice="required"))["format"]["anyOf"]) == 2
+    assert body(ask(tools=(WEATHER, other), tool_choice="now"))["format"]["properties"]["name"]["enum"] == ["now"]
+    wire = body(ask(tools=(WEATHER,), tool_choice="none"))
+    assert "tools" not in wire
+    assert "format" not in wire
+
+
 def test_auto_and_parallel_calls_are_what_ollama_does_anyway() -> None:
     wire = body(ask(tools=(WEATHER,), tool_choice="auto", parallel_tool_calls=True))
     assert "tool_choice" not in wire
@@ -269,6 +280,7 @@ def test_every_feature_of_the_dialect_is_written_into_a_request() -> None:
     requests = {
         Feature.SYSTEM: ChatRequest(messages=(Message(role="system", content="Be brief"), *ask().messages), model="m"),
         Feature.TOOLS: ask(tools=(WEATHER,)),
+        Feature.TOOL_CHOICE: ask(tools=(WEATHER,), tool_choice="required"),
         Feature.JSON_OBJECT: ask(response_format=ResponseFormat.json_object()),
         Feature.JSON_SCHEMA: ask(response_format=ResponseFormat.json_schema({"type": "object"})),
         Feature.IMAGES: ChatRequest(messages=(Message(role="user", content=(ImagePart(b"x"),)),), model="m"),

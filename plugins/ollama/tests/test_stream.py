@@ -22,7 +22,7 @@ from llm_hub.errors import (
     StreamInterrupted,
     UnsupportedFeature,
 )
-from llm_hub.messages import ChatChunk, ChatRequest, ChatResponse, Message, ToolCall, ToolCallDelta, Usage
+from llm_hub.messages import ChatChunk, ChatRequest, ChatResponse, Message, Tool, ToolCall, ToolCallDelta, Usage
 from llm_hub.streaming import MAX_LINE
 from llm_hub.testing import Recording
 from llm_hub_ollama.dialect import OllamaDialect
@@ -354,3 +354,39 @@ def test_a_damaged_recording_is_decoded_or_a_typed_error(data: st.DataObject, re
     assert error is None or isinstance(error, HubError)
     with contextlib.suppress(HubError):
         OllamaDialect().decode_chat(request, HttpReply(200, {}, bytes(body)))
+
+
+FORCED = msgspec.structs.replace(REQUEST, tools=(Tool(name="now"),), tool_choice="required")
+
+
+def test_a_forced_call_comes_whole_and_never_as_text() -> None:
+    pieces = [said('{"name": "now", '), said('"arguments": {"zone": "Zürich"}}'), line(**END)]
+    chunks, error = read(pieces, FORCED)
+    assert error is None
+    assert "".join(chunk.text for chunk in chunks) == ""
+    (last,) = chunks
+    assert last.finish_reason == "tool_calls"
+    assert [(call.name, call.arguments) for call in last.tool_calls] == [("now", '{"zone":"Zürich"}')]
+    whole = {**END, "message": {"role": "assistant", "content": '{"name": "now", "arguments": {"zone": "Zürich"}}'}}
+    response = OllamaDialect().decode_chat(FORCED, HttpReply(200, {}, line(**whole)))
+    assert response.finish_reason == "tool_calls"
+    assert response.text == ""
+    assert response.tool_calls == (ToolCall(id="call_0", name="now", arguments='{"zone":"Zürich"}'),)
+
+
+def test_a_forced_call_that_the_server_found_itself_is_taken_as_it_is() -> None:
+    message = {"role": "assistant", "content": "", "tool_calls": [called("now", {})]}
+    chunks, error = read([line(message=message, done=False), line(**END)], FORCED)
+    assert error is None
+    assert [call.name for chunk in chunks for call in chunk.tool_calls] == ["now"]
+    assert chunks[-1].finish_reason == "tool_calls"
+
+
+def test_a_forced_call_that_was_cut_says_so_and_one_that_is_none_is_an_error() -> None:
+    chunks, error = read([said('{"name": "no'), line(**{**END, "done_reason": "length"})], FORCED)
+    assert error is None
+    assert (chunks[-1].finish_reason, chunks[-1].tool_calls) == ("length", ())
+    assert chunks[-1].text == '{"name": "no'
+    chunks, error = read([said("It is noon."), line(**END)], FORCED)
+    assert isinstance(error, ProtocolError)
+    assert "a tool call was forced" in str(error)
