@@ -162,11 +162,21 @@ def _allowed(value: Any, schema: dict[str, Any]) -> bool:
         return (
             schema.get("minLength", 0) <= len(value) <= schema.get("maxLength", len(value)) and "format" not in schema
         )
-    return True
+    below, above = schema.get("minimum", value), schema.get("maximum", value)
+    return bool(
+        below <= value <= above
+        and ("exclusiveMinimum" not in schema or schema["exclusiveMinimum"] < value)
+        and ("exclusiveMaximum" not in schema or value < schema["exclusiveMaximum"])
+    )
 
 
 def fits(value: Any, schema: Any) -> bool:
-    """Is this object an instance of a flat object schema? Enough to see whether a learnt JSON answer may be given."""
+    """Is this object an instance of a schema of objects within objects, without references and arrays?
+
+    Enough to see whether a learnt JSON answer, or a call of a tool, may be given.
+    """
+    if isinstance(schema, dict) and "anyOf" in schema:
+        return any(fits(value, one) for one in schema["anyOf"])
     if not isinstance(value, dict) or not isinstance(schema, dict) or schema.get("type", "object") != "object":
         return False
     properties = schema.get("properties", {})
@@ -176,7 +186,9 @@ def fits(value: Any, schema: Any) -> bool:
         if name not in properties:
             if schema.get("additionalProperties") is False:
                 return False
-        elif not isinstance(part, str) or "$ref" in properties[name] or not _allowed(part, properties[name]):
+        elif "$ref" in properties[name]:
+            return False
+        elif not (fits if isinstance(part, dict) else _allowed)(part, properties[name]):
             return False
     return True
 
