@@ -16,6 +16,7 @@ _COMMANDS = {
     "explain": "Say what would serve a capability, by which rule, and why nothing else.",
     "models": "List what each backend can serve right now.",
     "plugins": "List the plugins that are installed.",
+    "see": "Describe images, or print the text on one.",
 }
 
 
