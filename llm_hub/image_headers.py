@@ -376,6 +376,13 @@ class _Directory:
             raise _CutOff
         return struct.unpack_from(f"{self._order}{number}{letter}", self._data, at)
 
+    def check(self) -> None:
+        """Raise _CutOff if any value lies beyond the end."""
+        for kind, number, at in self._entries.values():
+            size = _SIZES.get(kind, 1) * number
+            if size > 4 and struct.unpack_from(self._order + "I", self._data, at)[0] + size > len(self._data):
+                raise _CutOff
+
     def value(self, tag: int, default: int = 0) -> int:
         """The first value of a tag."""
         return next(iter(self.values(tag)), default)
@@ -406,6 +413,7 @@ def _tiff(data: bytes) -> ImageInfo:
         if len(seen) > _MAX_PARTS:
             raise _Damaged(f"it has more than {_MAX_PARTS} pages")
         page = _Directory(data, at)
+        page.check()
         if not page.value(254) & 1:  # not the small copy of another page
             frames += 1
             first = first or page
