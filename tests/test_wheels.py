@@ -63,6 +63,7 @@ def test_there_is_a_wheel_of_every_distribution_and_it_is_typed_and_licensed(whe
         "llm_hub_ollama",
         "llm_hub_tesseract",
         "llm_hub_vllm",
+        "llm_hub_wordllama",
         "llm_hub_example_service",
     }
     for wheel in names.values():
@@ -78,6 +79,7 @@ def test_the_plugins_are_found_there_without_being_imported(installed: Path, tmp
         "ollama": "installed",
         "tesseract": "installed",
         "vllm": "installed",
+        "wordllama": "installed",
     }
 
 
