@@ -205,19 +205,27 @@ class Hub:
 
     def backends(self) -> tuple[str, ...]:
         """The names of the backends that are configured, and of those that the capabilities come to."""
-        names = dict.fromkeys(self.runtime.settings.backends)
-        for route in self.status(rung=Rung.ALIVE).routes:
+        settings = self.runtime.settings
+        names = dict.fromkeys(settings.backends)
+        spoken_of = {name.partition(".")[0] for name in (*settings.providers, *settings.routes)}
+        wanted = [one for one in Capability if one is Capability.TEXT or one in spoken_of]
+        for route in self.status(wanted, rung=Rung.ALIVE).routes:
             if route.decision is not None:
                 names.setdefault(route.decision.backend)
         return tuple(names)
 
     def models(
-        self, backend: str, *, capability: Capability | str = Capability.TEXT, timeout: float = 15.0
+        self, backend: str, *, capability: Capability | str | None = None, timeout: float = 15.0
     ) -> tuple[ModelInfo, ...]:
-        """The models that a backend can serve right now."""
+        """The models that a backend can serve right now: for one capability, or on all addresses that it has."""
         runtime = self.runtime
-        built = runtime.backend(backend, Capability(capability))
-        return drive(runtime.models(BLOCKING, backend, built, Call(timeout=timeout)))
+        wanted = runtime.addressed(backend) if capability is None else (Capability(capability),)
+        found: dict[str, ModelInfo] = {}
+        for one in wanted:
+            built = runtime.backend(backend, one)
+            models = drive(runtime.models(BLOCKING, backend, built, Call(timeout=timeout)))
+            found = {model.name: model for model in models} | found
+        return tuple(found.values())
 
     def status(
         self,

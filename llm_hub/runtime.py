@@ -152,6 +152,16 @@ class Runtime:
         known = self.registry.report(self.plugin_name(name), load=False)
         return capability in known.capabilities and (capability in models or not models)
 
+    def addressed(self, name: str) -> tuple[Capability, ...]:
+        """The capabilities of a backend, one for each address that it has: what to ask to hear of all its models."""
+        offered = self._plugin_of(name).installed.capabilities
+        config = self.settings.backends.get(name)
+        first: dict[str | None, Capability] = {}
+        for capability in Capability:
+            if capability in offered:
+                first.setdefault(config.base_url(capability) if config is not None else None, capability)
+        return tuple(first.values())
+
     def _plugin_of(self, name: str) -> Plugin:
         return self.registry.get(self.plugin_name(name))
 

@@ -245,7 +245,7 @@ def test_explain_says_what_by_which_rule_and_why_not_the_others(llm_hub: LlmHub)
     assert "LLM_PROVIDER does not name it" in said
     decision = json.loads(llm_hub("explain", "text", "--json").stdout)
     assert (decision["backend"], decision["rule"]) == ("vllm", 4)
-    assert {one["backend"] for one in decision["rejected"]} == {"llamacpp", "ollama", "tesseract"}
+    assert {one["backend"] for one in decision["rejected"]} == {"llamacpp", "ollama", "tesseract", "wordllama"}
 
 
 def test_doctor_finds_what_is_down_and_says_how_to_mend_it(llm_hub: LlmHub, vllm: FakeVLLM) -> None:

@@ -13,6 +13,7 @@ __all__ = ["main"]
 _COMMANDS = {
     "ask": "Ask a question; the answer is streamed.",
     "doctor": "Check settings, plugins and backends, and say how to mend them.",
+    "embed": "Embed texts: show or print their vectors.",
     "explain": "Say what would serve a capability, by which rule, and why nothing else.",
     "models": "List what each backend can serve right now.",
     "plugins": "List the plugins that are installed.",

@@ -28,7 +28,7 @@ __all__ = ["command"]
 def command(ctx: click.Context, *, backend: str | None, as_json: bool, timeout: float) -> None:
     """List what each backend can serve right now.
 
-    Without --backend: every backend that is configured, and the one that text comes to. Exits with 1 when one of them
+    Without --backend: every backend that is configured, and those that the capabilities come to. Exits with 1 when one of them
     could not be asked.
     """
     from llm_hub.errors import HubError
@@ -49,7 +49,7 @@ def command(ctx: click.Context, *, backend: str | None, as_json: bool, timeout: 
     else:
         rows = [_row(name, model) for name, models in found.items() for model in models]
         if rows:
-            table(("backend", "model", "context", "size", "loaded", "features"), rows)
+            table(("backend", "model", "context", "dimension", "size", "loaded", "features"), rows)
         for name, models in found.items():
             if not models:
                 shown(f"{name} has no models")
@@ -65,6 +65,7 @@ def _row(backend: str, model: ModelInfo) -> tuple[str, ...]:
         backend,
         model.name,
         str(model.context_length or "?"),
+        str(model.embedding_dimension or ""),
         _size(model.size),
         {True: "yes", False: "no", None: "?"}[model.loaded],
         ", ".join(features) or "?",
