@@ -91,6 +91,8 @@ async def in_order(
         except HubError as error:
             if error.backend is None:
                 error.backend = destination.name
+            if isinstance(error, UnsupportedFeature) and tuple(error.features) == (Feature.IMAGES,):
+                error.hint = elsewhere(ask.capability, frozenset({Feature.IMAGES}))
             if isinstance(error, ModelNotFound):
                 await _list_models(world, runtime, route, position, ask, call, error)
             if position + 1 == len(route.destinations) or not _may_pass_on(error, call):
