@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from llm_hub.messages import TextPart as TextPart
     from llm_hub.messages import Tool as Tool
     from llm_hub.messages import ToolCall as ToolCall
+    from llm_hub.provider import get_provider as get_provider
     from llm_hub.settings import Settings as Settings
 
 __version__ = "0.1.0"
@@ -43,6 +44,7 @@ _HOME = {
     "Timeouts": "llm_hub.call",
     "Tool": "llm_hub.messages",
     "ToolCall": "llm_hub.messages",
+    "get_provider": "llm_hub.provider",
     "hookimpl": "llm_hub.hookspecs",
 }
 
@@ -64,6 +66,7 @@ __all__ = [
     "Tool",
     "ToolCall",
     "__version__",
+    "get_provider",
     "hookimpl",
 ]
 

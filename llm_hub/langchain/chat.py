@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from langchain_core.runnables import Runnable
     from langchain_core.tools import BaseTool
 
+    from llm_hub.hub import Hub
     from llm_hub.messages import Message
     from llm_hub.text import TextHandle
 
@@ -37,6 +38,10 @@ class HubChatModel(HubTextObject, BaseChatModel):
     `llm_hub.errors`. Messages carry `usage_metadata`, and in `response_metadata` `served_by`, `model_name`,
     `finish_reason` and `timings`; reasoning text is `additional_kwargs["reasoning_content"]` and a content block.
     """
+
+    if TYPE_CHECKING:  # what a class inherits is not looked at for models of Pydantic
+
+        def __init__(self, hub: Hub | None = None, **defaults: Any) -> None: ...
 
     @property
     def _llm_type(self) -> str:

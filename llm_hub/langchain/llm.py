@@ -16,6 +16,7 @@ from llm_hub.langchain.common import HubTextObject
 if TYPE_CHECKING:
     from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
 
+    from llm_hub.hub import Hub
     from llm_hub.messages import ChatResponse
     from llm_hub.text import TextHandle
 
@@ -30,6 +31,10 @@ class HubLLM(HubTextObject, BaseLLM):
     """
 
     system: str | None = None
+
+    if TYPE_CHECKING:  # what a class inherits is not looked at for models of Pydantic
+
+        def __init__(self, hub: Hub | None = None, **defaults: Any) -> None: ...
 
     @property
     def _llm_type(self) -> str:

@@ -186,9 +186,7 @@ def fits(value: Any, schema: Any) -> bool:
         if name not in properties:
             if schema.get("additionalProperties") is False:
                 return False
-        elif "$ref" in properties[name]:
-            return False
-        elif not (fits if isinstance(part, dict) else _allowed)(part, properties[name]):
+        elif "$ref" in properties[name] or not (fits if isinstance(part, dict) else _allowed)(part, properties[name]):
             return False
     return True
 
