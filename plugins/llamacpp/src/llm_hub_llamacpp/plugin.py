@@ -2,36 +2,55 @@
 
 from __future__ import annotations
 
-from llm_hub.capabilities import Capability, Feature, TextBackend
-from llm_hub.config import BackendConfig, BuildContext
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from llm_hub.capabilities import Capability
+from llm_hub.errors import SettingsError
 from llm_hub.hookspecs import hookimpl
 from llm_hub.manifest import PluginManifest
-from llm_hub_llamacpp.settings import LlamaCppSettings
+from llm_hub_llamacpp.requests import FEATURES
+from llm_hub_llamacpp.settings import DEFAULT_MODEL, LlamaCppSettings
+
+if TYPE_CHECKING:
+    from llm_hub.capabilities import TextBackend
+    from llm_hub.config import BackendConfig, BuildContext
 
 __all__ = ["llm_hub_manifest", "llm_hub_text"]
 
 
 @hookimpl
 def llm_hub_manifest() -> PluginManifest:
-    """What the plugin declares."""
+    """What this plugin is."""
     return PluginManifest(
         api_version="1.0",
-        summary="GGUF models in this process, through llama.cpp.",
-        features=frozenset(Feature) - {Feature.REGEX, Feature.REASONING_EFFORT, Feature.DIMENSIONS, Feature.READ},
+        summary="GGUF models in the process, through llama.cpp",
+        features=FEATURES,
         settings=LlamaCppSettings,
-        default_models={Capability.TEXT: "smollm2"},
+        default_models={Capability.TEXT: DEFAULT_MODEL},
         gpu="optional",
     )
 
 
 @hookimpl
 def llm_hub_text(config: BackendConfig, context: BuildContext) -> TextBackend:
-    """A text backend for one GGUF model. Nothing is loaded before the first call."""
+    """A text backend; its model is loaded by the first call. Raises SettingsError for options that are not this plugin's."""
+    # Imported here, so that asking for the manifest does not load the machinery of threads.
     from llm_hub.engine import EngineBackend
-    from llm_hub_llamacpp.engine import LlamaEngine
+    from llm_hub_llamacpp.engine import LlamaCppEngine
 
-    settings = config.options if isinstance(config.options, LlamaCppSettings) else LlamaCppSettings()
-    engine = LlamaEngine(
-        config.models.get(Capability.TEXT, "smollm2"), settings, backend=config.name, report=context.progress
+    settings = _settings(config)
+    engine = LlamaCppEngine(
+        settings, name=config.name, model=config.models.get(Capability.TEXT), progress=context.progress
     )
     return EngineBackend(engine, name=config.name, workers=settings.n_parallel, queue=settings.queue)
+
+
+def _settings(config: BackendConfig) -> LlamaCppSettings:
+    if isinstance(config.options, LlamaCppSettings):
+        return config.options
+    try:
+        return msgspec.convert(config.options, LlamaCppSettings)
+    except msgspec.ValidationError as error:
+        raise SettingsError(f"the options of the backend {config.name!r}: {error}", where=config.source) from error

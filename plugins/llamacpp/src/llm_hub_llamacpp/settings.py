@@ -18,13 +18,15 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True):
 
     system_prompt: str | None = None
     temperature: float | None = None
+    max_tokens: int | None = None
 
 
 PROFILES = {
     # This model has 135 million parameters. With its template's own system prompt it answers "What is the capital of
     # France?" in broken French, and so it does in a third of the cases when it samples. Greedily and with this prompt
-    # the right answer leads by most among the prompts that were tried (0.30 to 0.18 at the first token).
-    DEFAULT_MODEL: Profile(system_prompt="You are a helpful AI assistant.", temperature=0.0)
+    # the right answer leads by most among the prompts that were tried (0.30 to 0.18 at the first token). What it writes
+    # at length goes in circles, which the limit ends.
+    DEFAULT_MODEL: Profile(system_prompt="You are a helpful AI assistant.", temperature=0.0, max_tokens=512)
 }
 """By the canonical name of the model."""
 

@@ -1,0 +1,297 @@
+"""Models in memory: one llama.cpp server for each, shared by all backends of the process that want it alike."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import secrets
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from llm_hub.errors import BackendFailed, SettingsError
+from llm_hub_llamacpp.gguf import Header, read_header
+from llm_hub_llamacpp.naming import find_model
+from llm_hub_llamacpp.settings import LlamaCppSettings, available_cpus
+
+__all__ = ["Loaded", "Plan", "abandon_all", "load", "make_plan", "parameters", "reason_of_failure"]
+
+_DEFAULT_CONTEXT = 4096
+_PIECE = 8 << 20  # bytes that are read at once
+_AUTOPSY_SECONDS = 60.0
+
+
+class Plan(msgspec.Struct, frozen=True, kw_only=True):
+    """What to load, and how. Equal plans share one model in memory."""
+
+    path: str
+    size: int
+    context: int
+    n_parallel: int
+    threads: int
+    n_gpu_layers: int | None = None
+    n_batch: int | None = None
+    mmproj: str | None = None
+    chat_template: str = ""
+    cache_ram_mib: int = 0
+    alias: str = ""
+
+
+def make_plan(name: str, settings: LlamaCppSettings) -> tuple[Plan, Header]:
+    """What these settings mean for this model, after a look at its files.
+
+    Raises ModelNotFound, BackendFailed for a damaged file, SettingsError for settings that do not fit it.
+    """
+    path = find_model(name)
+    header = _read(path)
+    if header.is_projector:
+        raise SettingsError(
+            f"{path} is a projector (through which a model sees) and no model",
+            hint="Set it as mmproj, and name the model it belongs to.",
+        )
+    trained = header.context_length
+    context = settings.n_ctx or min(_DEFAULT_CONTEXT, trained or _DEFAULT_CONTEXT)
+    if trained is not None and context > trained:
+        raise SettingsError(
+            f"n_ctx is {context}, and {name!r} was trained for a context of {trained} tokens",
+            hint=f"Set n_ctx to {trained} or less.",
+        )
+    plan = Plan(
+        path=str(path),
+        size=header.size,
+        context=context,
+        n_parallel=settings.n_parallel,
+        threads=settings.threads or available_cpus(),
+        n_gpu_layers=settings.n_gpu_layers,
+        n_batch=settings.n_batch,
+        mmproj=None if settings.mmproj is None else str(_projector(settings.mmproj)),
+        chat_template="" if settings.chat_template is None else _template(settings.chat_template),
+        cache_ram_mib=settings.cache_ram_mib,
+        alias=name,
+    )
+    return plan, header
+
+
+def _read(path: Path) -> Header:
+    try:
+        return read_header(path)
+    except OSError as error:
+        raise BackendFailed(f"{path} cannot be read: {error.strerror or error}") from error
+
+
+def _projector(name: str) -> Path:
+    path = find_model(name, what="projector (mmproj)")
+    if not _read(path).is_projector:
+        raise SettingsError(f"mmproj is {path}, and that is no projector", hint="Name the mmproj file of the model.")
+    return path
+
+
+def _template(name: str) -> str:
+    path = Path(name).expanduser()
+    try:
+        return path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(
+            f"the chat template {path} cannot be read: {error}",
+            hint="Set chat_template to a file with a Jinja template.",
+        ) from error
+
+
+# -- loading ----------------------------------------------------------------------------------------------------------
+
+
+class Loaded:
+    """A model in memory. It goes out of memory with the last reference to this."""
+
+    def __init__(self, plan: Plan, server: Any) -> None:
+        self.plan = plan
+        self.server = server
+
+
+_loaded: weakref.WeakValueDictionary[Plan, Loaded] = weakref.WeakValueDictionary()
+_loading = threading.Lock()
+
+
+def load(plan: Plan, progress: Callable[[float | None], None]) -> Loaded:
+    """The model of this plan, loaded unless it is in memory already. One at a time.
+
+    `progress` is told the fraction that has been read, in [0, 1]. Raises BackendFailed with llama.cpp's own reason.
+    """
+    with _loading:
+        found = _loaded.get(plan)
+        if found is None:
+            progress(0.0)
+            _warm([plan.path, *([plan.mmproj] if plan.mmproj else [])], progress)
+            found = _loaded[plan] = Loaded(plan, _serve_privately(plan))
+        return found
+
+
+def _warm(paths: list[str], progress: Callable[[float | None], None]) -> None:
+    """Read the files, so that they are in the system's cache when llama.cpp maps them.
+
+    xllamacpp holds the interpreter's lock while it loads, and from a disk that takes long: every thread and event loop of
+    the process would stand still. This way the reading lets them run, and can say how far it is.
+    """
+    total = sum(Path(path).stat().st_size for path in paths)
+    if total > _free_memory() // 2:
+        return  # what is read first would be gone again when it is needed
+    buffer = memoryview(bytearray(_PIECE))
+    read = told = 0
+    for path in paths:
+        with Path(path).open("rb", buffering=0) as file:
+            while number := file.readinto(buffer):
+                read += number
+                if (percent := 100 * read // total) > told:
+                    told = percent
+                    progress(read / total)
+
+
+def _free_memory() -> int:
+    """Bytes of memory that could be used, as far as it is known."""
+    try:
+        lines = Path("/proc/meminfo").read_text("ascii").splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration, ValueError):
+        return 8 << 30  # not Linux
+
+
+def _serve_privately(plan: Plan) -> Any:
+    """A server that nobody outside this process can reach.
+
+    xllamacpp's server always listens. Here it does so on a Unix socket in a folder of our own, which is removed at once;
+    where there are no such sockets, on a loopback port with a random key.
+    """
+    import xllamacpp
+
+    params = parameters(plan)
+    params.api_keys = [secrets.token_hex(32)]
+    params.n_threads_http = 1
+    folder = tempfile.mkdtemp(prefix="llm-hub-") if sys.platform != "win32" else None
+    try:
+        if folder is not None:
+            params.hostnames = [str(Path(folder, "private.sock"))]
+        try:
+            return xllamacpp.Server(params)
+        except RuntimeError as error:
+            raise BackendFailed(
+                f"llama.cpp cannot load {plan.path}: {reason_of_failure(plan) or error}",
+                hint="Check the file, the memory that is free, and the backend's settings.",
+            ) from error
+    finally:
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def parameters(plan: Plan) -> Any:
+    """llama.cpp's parameters for this plan: quiet, and with nothing on offer that was not asked for."""
+    import xllamacpp
+
+    params = xllamacpp.CommonParams()
+    params.model.path = plan.path
+    params.n_ctx = plan.context * plan.n_parallel  # llama.cpp divides it among the calls
+    params.n_parallel = plan.n_parallel
+    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = plan.threads
+    params.cache_ram_mib = plan.cache_ram_mib
+    params.verbosity = 0
+    params.ui = params.endpoint_slots = params.endpoint_props = False
+    params.cors_origins = ""
+    gpu = _has_gpu() and plan.n_gpu_layers != 0
+    # llama.cpp tries out how many layers fit, which costs time where there is nothing to fit them into.
+    params.fit_params = gpu and plan.n_gpu_layers is None
+    if plan.n_gpu_layers is not None:
+        params.n_gpu_layers = plan.n_gpu_layers
+    params.n_batch = plan.n_batch or (2048 if gpu else 512 if plan.mmproj else 64)
+    params.n_ubatch = min(params.n_batch, 512)
+    if plan.mmproj:
+        params.mmproj.path = plan.mmproj
+    if plan.chat_template:
+        params.chat_template = plan.chat_template
+    if plan.alias:
+        params.model_alias = {plan.alias}
+    return params
+
+
+def _has_gpu() -> bool:
+    import xllamacpp
+
+    kinds = xllamacpp.ggml_backend_dev_type
+    gpus = (kinds.GGML_BACKEND_DEVICE_TYPE_GPU, kinds.GGML_BACKEND_DEVICE_TYPE_IGPU)
+    return any(device["type"] in gpus for device in xllamacpp.get_device_info())
+
+
+# -- why it failed ----------------------------------------------------------------------------------------------------
+
+_AUTOPSY = """\
+import sys, msgspec, xllamacpp
+from llm_hub_llamacpp.loading import Plan, parameters
+params = parameters(msgspec.json.decode(sys.stdin.buffer.read(), type=Plan))
+params.verbosity = 1
+try:
+    xllamacpp.Server(params)
+except RuntimeError:
+    pass
+"""
+
+
+def reason_of_failure(plan: Plan) -> str | None:
+    """Why llama.cpp refuses this, in its own words; None if they cannot be had.
+
+    It only logs them, to the standard error of the process and from threads of its own. So it is asked once more, in a
+    process whose standard error is ours to read.
+    """
+    if not sys.executable:
+        return None
+    try:
+        said = subprocess.run(
+            [sys.executable, "-c", _AUTOPSY],
+            input=msgspec.json.encode(plan),
+            capture_output=True,
+            timeout=_AUTOPSY_SECONDS,
+            check=False,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return first_complaint(said.stderr.decode("utf-8", "replace"))
+
+
+def first_complaint(log: str) -> str | None:
+    """The first error of a log of llama.cpp, which is the cause of those after it."""
+    for line in log.splitlines():
+        stamp, mark, text = line.partition(" E ")
+        if mark and stamp.replace(".", "").isdigit():
+            function, colon, message = text.strip().partition(": ")
+            return message.removeprefix("error: ").removeprefix("error loading model: ") if colon else function
+    return None
+
+
+# -- forks ------------------------------------------------------------------------------------------------------------
+
+_forked_with_models = False
+
+
+def abandon_all() -> None:
+    """In the child of a fork: forget the models without touching them, because their threads stayed in the parent.
+
+    A server that is deleted waits for its threads, so these are kept for ever. And when the process ends, llama.cpp's
+    own clean-up would wait for one too, and abort: the C library is told to leave before it.
+    """
+    global _loading, _forked_with_models
+    _loading = threading.Lock()
+    for loaded in list(_loaded.values()):
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(loaded.server))
+    if len(_loaded) and not _forked_with_models:
+        _forked_with_models = True
+        with contextlib.suppress(AttributeError, OSError):  # glibc alone has on_exit
+            libc = ctypes.CDLL(None)
+            libc.on_exit(ctypes.cast(libc._exit, ctypes.c_void_p), None)
+    _loaded.clear()

@@ -1,0 +1,179 @@
+"""Canonical requests, encoded as llama.cpp's server takes them."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+import msgspec
+
+from llm_hub.capabilities import Feature
+from llm_hub.errors import InvalidRequest, UnsupportedFeature
+from llm_hub.messages import ChatRequest, Message, ResponseFormat
+from llm_hub.openai_dialect import encode_body
+from llm_hub.openai_encoding import to_json
+from llm_hub_llamacpp.gguf import Header
+from llm_hub_llamacpp.settings import LlamaCppSettings, Profile
+
+__all__ = ["FEATURES", "OPTIONS", "encode"]
+
+FEATURES = frozenset(
+    {
+        Feature.SYSTEM,
+        Feature.TOOLS,
+        Feature.TOOL_CHOICE,
+        Feature.JSON_OBJECT,
+        Feature.JSON_SCHEMA,
+        Feature.REGEX,
+        Feature.CHOICE,
+        Feature.GRAMMAR,
+        Feature.IMAGES,
+        Feature.REASONING,
+        Feature.REASONING_EFFORT,
+        Feature.LOGPROBS,
+        Feature.SEED,
+        Feature.MULTIPLE_CHOICES,
+        Feature.PENALTIES,
+    }
+)
+"""With a model that can; images with a projector."""
+
+OPTIONS = frozenset(
+    {
+        "cache_prompt",
+        "chat_template_kwargs",
+        "dry_allowed_length",
+        "dry_base",
+        "dry_multiplier",
+        "dry_penalty_last_n",
+        "dry_sequence_breakers",
+        "dynatemp_exponent",
+        "dynatemp_range",
+        "ignore_eos",
+        "logit_bias",
+        "min_keep",
+        "min_p",
+        "mirostat",
+        "mirostat_eta",
+        "mirostat_tau",
+        "repeat_last_n",
+        "repeat_penalty",
+        "samplers",
+        "t_max_predict_ms",
+        "top_k",
+        "top_n_sigma",
+        "typical_p",
+        "xtc_probability",
+        "xtc_threshold",
+    }
+)
+"""llama.cpp's own parameters that a request's `options` may set. It ignores names it does not know in silence."""
+
+
+def encode(request: ChatRequest, settings: LlamaCppSettings, profile: Profile, header: Header) -> bytes:
+    """The body of a streamed chat completion. Raises InvalidRequest, UnsupportedFeature."""
+    _check(request, settings, header)
+    request = _with_choice_of_tools(_with_system(request, profile))
+    body = encode_body(request, stream=True, reasoning_field="reasoning_content")
+    body.pop("model", None)
+    if request.temperature is None and profile.temperature is not None:
+        body["temperature"] = profile.temperature
+    if request.max_tokens is None and profile.max_tokens is not None:
+        body["max_tokens"] = profile.max_tokens
+    if request.response_format is not None:
+        _put_grammar(body, request.response_format)
+    if request.reasoning is not None:
+        body["chat_template_kwargs"] = _thinking(request) | dict(body.get("chat_template_kwargs", {}))
+    # An event for each batch of the prompt: the only points where it can be stopped before it answers.
+    body["return_progress"] = True
+    return to_json(body)
+
+
+def _check(request: ChatRequest, settings: LlamaCppSettings, header: Header) -> None:
+    """Raise for what llama.cpp would leave out in silence."""
+    unknown = sorted(set(request.options) - OPTIONS)
+    if unknown:
+        raise InvalidRequest(
+            f"llama.cpp has no option {', '.join(map(repr, unknown))}", hint=f"It has: {', '.join(sorted(OPTIONS))}."
+        )
+    if request.n > settings.n_parallel:
+        raise InvalidRequest(
+            f"n is {request.n}, and the backend gives at most {settings.n_parallel} answers at once",
+            hint=f"Ask for fewer, or set n_parallel = {request.n} for the backend.",
+        )
+    own_template = settings.chat_template is None
+    if request.tools and request.tool_choice != "none":
+        if own_template and not header.knows_tools:
+            raise UnsupportedFeature(
+                "its model knows no tools: its chat template has no place for them",
+                features=("tools",),
+                hint="Choose a model that was trained to call tools.",
+            )
+        if request.response_format is not None:
+            raise UnsupportedFeature(
+                "it cannot offer tools and prescribe the form of the answer at once: the model could call none",
+                features=("tools", request.response_format.type),
+                hint="Leave one of them out, or ask twice.",
+            )
+    if request.reasoning and own_template:
+        effort = request.reasoning is not True
+        if not (header.knows_effort if effort else header.knows_thinking):
+            feature = "reasoning_effort" if effort and header.knows_thinking else "reasoning"
+            raise UnsupportedFeature(
+                f"its model has no {feature.replace('_', ' ')} to turn on: its chat template says nothing of it",
+                features=(feature,),
+                hint="Leave it out, or choose a model that reasons.",
+            )
+
+
+def _with_system(request: ChatRequest, profile: Profile) -> ChatRequest:
+    if not profile.system_prompt or not request.messages or any(each.role == "system" for each in request.messages):
+        return request
+    system = Message(role="system", content=profile.system_prompt)
+    return msgspec.structs.replace(request, messages=(system, *request.messages))
+
+
+def _with_choice_of_tools(request: ChatRequest) -> ChatRequest:
+    """`none` and a named tool, which llama.cpp does not do.
+
+    With "none" it shows the model the tools all the same, which then writes its call as text; a name it takes for "auto".
+    So no tools are sent, or that one, which is required.
+    """
+    choice = request.tool_choice
+    if not request.tools or choice in (None, "auto", "required"):
+        return request
+    if choice == "none":
+        return msgspec.structs.replace(request, tools=(), tool_choice=None)
+    named = tuple(tool for tool in request.tools if tool.name == choice)
+    if not named:
+        names = ", ".join(tool.name for tool in request.tools)
+        raise InvalidRequest(f"tool_choice is {choice!r}, but the tools are {names}")
+    return msgspec.structs.replace(request, tools=named, tool_choice="required")
+
+
+def _thinking(request: ChatRequest) -> dict[str, Any]:
+    """What templates call it: each takes the name that it knows."""
+    thinks = bool(request.reasoning)
+    words: dict[str, Any] = {"enable_thinking": thinks, "thinking": thinks}
+    if isinstance(request.reasoning, str):
+        words["reasoning_effort"] = request.reasoning
+    return words
+
+
+def _put_grammar(body: dict[str, Any], wanted: ResponseFormat) -> None:
+    if wanted.type == "grammar":
+        body["grammar"] = wanted.pattern or ""
+    elif wanted.type == "choice":
+        if not wanted.choices:
+            raise InvalidRequest("the list of choices is empty")
+        # Text in GBNF is quoted as in JSON, but for characters beyond ASCII, which stand for themselves.
+        body["grammar"] = "root ::= " + " | ".join(json.dumps(text, ensure_ascii=False) for text in wanted.choices)
+    elif wanted.type == "regex":
+        body["grammar"] = f"%llguidance {{}}\nstart: /{_for_lark(wanted.pattern or '')}/"
+
+
+def _for_lark(pattern: str) -> str:
+    """The pattern between slashes: those within it are escaped, and line ends written out."""
+    escaped = re.sub(r"\\.|/", lambda found: r"\/" if found[0] == "/" else found[0], pattern, flags=re.DOTALL)
+    return escaped.replace("\n", r"\n")
