@@ -61,7 +61,7 @@ def collect(chunks: Iterable[ChatChunk]) -> ChatResponse:
         model = model or chunk.model
         one = choices.get(chunk.index)
         if one is None:
-            if not chunk.has_content and chunk.finish_reason is None:
+            if not chunk.has_content and chunk.finish_reason is None and chunk.logprobs is None:
                 continue  # a chunk of usage alone belongs to no choice
             one = choices[chunk.index] = _Gathering()
         if chunk.text:
