@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import io
 import threading
 import time
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from llm_hub.call import Call
 from llm_hub.capabilities import Capability, Feature, ModelInfo, Probe, Rung
 from llm_hub.errors import BackendFailed, HubError, InvalidRequest, ModelNotFound
-from llm_hub.messages import ImagePart, ReadRequest, ReadResponse, Timings, Word
+from llm_hub.messages import ReadRequest, ReadResponse, Timings, Word
 from llm_hub_tesseract.languages import canonical, find
+from llm_hub_tesseract.pictures import decoded, enlarged, evened, ping
 from llm_hub_tesseract.plugin import MODEL
 from llm_hub_tesseract.settings import LAYOUTS, TesseractSettings
 
@@ -21,8 +22,6 @@ if TYPE_CHECKING:
 __all__ = ["TesseractEngine"]
 
 _FEATURES = frozenset({Feature.READ})
-_RESOLUTION = 150  # dots per inch where a file names none that makes sense; it matters little, and Tesseract wants one
-_LARGEST = 32_767  # pixels a side that Tesseract takes (INT16_MAX in its baseapi.cpp)
 _OPTIONS = frozenset({"layout"})
 
 
@@ -71,19 +70,19 @@ class TesseractEngine:
         """
         languages = canonical(request.languages or self.settings.languages)
         layout = _layout(request, self.settings)
-        image, resolution = _decoded(request.image)
+        image, resolution = decoded(request.image)
         began = time.monotonic()
         tesseract = self._take(languages)
         loaded = time.monotonic()
         try:
-            text, words = _recognise(tesseract, image, resolution, layout, call)
+            look = _recognise(tesseract, image, resolution, layout, call)
         except BaseException:
             tesseract.End()
             raise
         self._give_back(languages, tesseract)
         return ReadResponse(
-            text=text,
-            words=words,
+            text=look.text,
+            words=look.words,
             width=image.width,
             height=image.height,
             languages=languages,
@@ -107,7 +106,7 @@ class TesseractEngine:
                 self._give_back(languages, self._take(languages))
                 reached = Rung.LOADED
             if rung >= Rung.GENERATING:
-                answer = self.read(ReadRequest(image=_ping(), options={"layout": "line"}), call)
+                answer = self.read(ReadRequest(image=ping(), options={"layout": "line"}), call)
                 if answer.text != "ping":
                     raise BackendFailed(f"it read {answer.text!r} where 'ping' is written")
                 reached = Rung.GENERATING
@@ -178,37 +177,42 @@ def _layout(request: ReadRequest, settings: TesseractSettings) -> int:
 # -- one image ----------------------------------------------------------------------------------------------------------
 
 
-def _decoded(part: ImagePart) -> tuple[Image, int]:
-    """The image in gray, upright and on white where it is transparent, and its resolution in dots per inch."""
-    from PIL import Image, ImageOps, UnidentifiedImageError
+class _Look(NamedTuple):
+    """What was read in one go, and how much of it surely."""
 
-    try:
-        with Image.open(io.BytesIO(part.data)) as opened:
-            told = opened.info.get("dpi", (0, 0))
-            image = ImageOps.exif_transpose(opened)
-            if image.has_transparency_data:
-                image = image.convert("RGBA")
-                white = Image.new("RGBA", image.size, "white")
-                image = Image.alpha_composite(white, image)
-            image = image.convert("L")
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise InvalidRequest(f"the image cannot be decoded: {error}", hint="Save it again as PNG or JPEG.") from error
-    if max(image.size) > _LARGEST:
-        raise InvalidRequest(
-            f"the image is {image.width:,} x {image.height:,} pixels large; Tesseract takes {_LARGEST:,} a side",
-            hint="Cut it into pieces.",
-        )
-    try:
-        resolution = round(float(told[0]))
-    except (TypeError, ValueError, IndexError, OverflowError, ZeroDivisionError):
-        resolution = 0
-    return image, resolution if 70 <= resolution <= 2400 else _RESOLUTION
+    text: str
+    words: tuple[Word, ...]
+
+    @property
+    def score(self) -> float:
+        return sum(len(word.text) * word.confidence**2 for word in self.words if word.confidence > 0.5)
 
 
-def _recognise(tesseract: Any, image: Image, resolution: int, layout: int, call: Call) -> tuple[str, tuple[Word, ...]]:
-    """The text and the words. Raises when the deadline passes; the caller has that error already."""
-    pixels = image.tobytes()
+def _recognise(tesseract: Any, image: Image, resolution: int, layout: int, call: Call) -> _Look:
+    """The text and the words; of small letters, or on paper that is lit unevenly, the better of two looks.
+
+    Raises when the deadline passes; the caller has that error already.
+    """
     tesseract.SetPageSegMode(layout)
+    began = time.monotonic()
+    first = _look(tesseract, image, resolution, 1, call)
+    took = time.monotonic() - began
+    second = evened(image)
+    heights = [word.box[3] - word.box[1] for word in first.words]
+    larger = enlarged(second or image, heights)
+    if second is None and larger is None:
+        return first
+    if call.remaining() < 5 * took or call.timeouts.whole < 6 * took:
+        return first  # there is not enough time to look again
+    if larger is not None:
+        other = _look(tesseract, larger, 2 * resolution, 2, call)
+    else:
+        other = _look(tesseract, second or image, resolution, 1, call)
+    return other if other.score > first.score else first
+
+
+def _look(tesseract: Any, image: Image, resolution: int, scale: int, call: Call) -> _Look:
+    pixels = image.tobytes()
     tesseract.SetImageBytes(pixels, image.width, image.height, 1, image.width)
     tesseract.SetSourceResolution(resolution)
     call.check()
@@ -216,20 +220,19 @@ def _recognise(tesseract: Any, image: Image, resolution: int, layout: int, call:
     if not tesseract.Recognize(min(max(1, int(allowed * 1000)), 2**31 - 1)):
         call.check()
         raise BackendFailed("Tesseract gave up on the image", hint="Try another layout, or a larger or clearer image.")
-    words = tuple(_words(tesseract))
-    text: str = tesseract.GetUTF8Text().strip() if words else ""
-    return text, words
+    call.check()
+    words = tuple(_words(tesseract, scale))
+    return _Look(tesseract.GetUTF8Text().strip() if words else "", words)
 
 
-def _words(tesseract: Any) -> list[Word]:
+def _words(tesseract: Any, scale: int) -> Iterator[Word]:
     library = _library()
     word, line, paragraph = library.RIL.WORD, library.RIL.TEXTLINE, library.RIL.PARA
-    found: list[Word] = []
     lines = paragraphs = -1
     new_line = new_paragraph = True  # begun by a piece that holds no text
     iterator = tesseract.GetIterator()
     if iterator is None:
-        return found
+        return
     for piece in library.iterate_level(iterator, word):
         new_line = new_line or piece.IsAtBeginningOf(line)
         new_paragraph = new_paragraph or piece.IsAtBeginningOf(paragraph)
@@ -243,17 +246,11 @@ def _words(tesseract: Any) -> list[Word]:
         lines += new_line
         paragraphs += new_paragraph
         new_line = new_paragraph = False
-        sure = min(max(piece.Confidence(word) / 100, 0.0), 1.0)
-        found.append(Word(text=text, box=box, confidence=round(sure, 4), line=lines, paragraph=paragraphs))
-    return found
-
-
-def _ping() -> ImagePart:
-    """An image with a word on it."""
-    from PIL import Image, ImageDraw, ImageFont
-
-    image = Image.new("L", (160, 80), 255)
-    ImageDraw.Draw(image).text((32, 16), "ping", font=ImageFont.load_default(36), fill=0)
-    out = io.BytesIO()
-    image.save(out, "PNG")
-    return ImagePart(out.getvalue())
+        left, top, right, bottom = box
+        yield Word(
+            text=text,
+            box=(left // scale, top // scale, -(-right // scale), -(-bottom // scale)),
+            confidence=round(min(max(piece.Confidence(word) / 100, 0.0), 1.0), 4),
+            line=lines,
+            paragraph=paragraphs,
+        )
