@@ -14,10 +14,10 @@ from llm_hub_llamacpp.requests import FEATURES
 from llm_hub_llamacpp.settings import DEFAULT_MODEL, LlamaCppSettings
 
 if TYPE_CHECKING:
-    from llm_hub.capabilities import TextBackend
+    from llm_hub.capabilities import TextBackend, VisionBackend
     from llm_hub.config import BackendConfig, BuildContext
 
-__all__ = ["llm_hub_manifest", "llm_hub_text"]
+__all__ = ["llm_hub_manifest", "llm_hub_text", "llm_hub_vision"]
 
 
 @hookimpl
@@ -44,6 +44,24 @@ def llm_hub_text(config: BackendConfig, context: BuildContext) -> TextBackend:
     engine = LlamaCppEngine(
         settings, name=config.name, model=config.models.get(Capability.TEXT), progress=context.progress
     )
+    return EngineBackend(engine, name=config.name, workers=settings.n_parallel, queue=settings.queue)
+
+
+@hookimpl
+def llm_hub_vision(config: BackendConfig, context: BuildContext) -> VisionBackend:
+    """A vision backend: a model with its projector (`mmproj`), which describes and does not read. Raises SettingsError."""
+    from llm_hub.engine import EngineBackend
+    from llm_hub_llamacpp.engine import LlamaCppEngine
+
+    settings = _settings(config)
+    if settings.mmproj is None:
+        raise SettingsError(
+            f"the backend {config.name!r} has no projector, so that its model sees nothing",
+            where=config.source,
+            hint=f'Set mmproj = "FILE.gguf", which belongs to the model, in [backends.{config.name}].',
+        )
+    model = config.models.get(Capability.VISION) or config.models.get(Capability.TEXT)
+    engine = LlamaCppEngine(settings, name=config.name, model=model, progress=context.progress)
     return EngineBackend(engine, name=config.name, workers=settings.n_parallel, queue=settings.queue)
 
 
