@@ -27,6 +27,7 @@ from llm_hub_llamacpp.settings import DEFAULT_MODEL, PROFILES, LlamaCppSettings,
 
 __all__ = ["LlamaCppEngine"]
 
+_json = msgspec.json.Decoder().decode
 _LISTED = 50  # models whose files are looked at for a list
 
 
@@ -128,8 +129,10 @@ class LlamaCppEngine:
             if call.cancelled:
                 return True
             try:
-                for chunk in decoder.add_object(msgspec.json.decode(event)):
+                for chunk in decoder.add_object(_json(event)):
                     emit(chunk)
+            except HubError as error:
+                failure = decoder.broken(error)
             except msgspec.DecodeError as error:
                 failure = ProtocolError(f"llama.cpp said what is no JSON: {error}")
                 failure.__cause__ = error
@@ -187,10 +190,12 @@ class LlamaCppEngine:
 
     def _features_of(self, header: Header) -> frozenset[Feature]:
         lacking = set()
-        if not header.knows_tools and self.settings.chat_template is None:
+        if not header.knows_tools:
             lacking |= {Feature.TOOLS, Feature.TOOL_CHOICE}
-        if not header.knows_thinking and self.settings.chat_template is None:
-            lacking |= {Feature.REASONING, Feature.REASONING_EFFORT}
+        if not header.knows_thinking:
+            lacking.add(Feature.REASONING)
+        if not header.knows_effort:
+            lacking.add(Feature.REASONING_EFFORT)
         return self.features - lacking
 
     def probe(self, rung: Rung, model: str | None, call: Call) -> Probe:
@@ -247,4 +252,4 @@ def _wait(running: Future[None], call: Call, name: str) -> None:
     call.check(name)
     error = running.exception()
     if error is not None:
-        raise copy.copy(error)  # each thread its own, with its own traceback
+        raise copy.copy(error) from error  # each thread its own, with its own traceback

@@ -23,11 +23,12 @@ from llm_hub_llamacpp.gguf import Header, read_header
 from llm_hub_llamacpp.naming import find_model
 from llm_hub_llamacpp.settings import LlamaCppSettings, available_cpus
 
-__all__ = ["Loaded", "Plan", "abandon_all", "load", "make_plan", "parameters", "reason_of_failure"]
+__all__ = ["Loaded", "Plan", "abandon_all", "first_complaint", "load", "make_plan", "parameters", "reason_of_failure"]
 
 _DEFAULT_CONTEXT = 4096
 _PIECE = 8 << 20  # bytes that are read at once
 _AUTOPSY_SECONDS = 60.0
+_LONGEST_FOLDER = 70  # a socket's path may have 103 bytes (macOS) or 107 (Linux)
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
@@ -35,6 +36,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
 
     path: str
     size: int
+    changed: int
     context: int
     n_parallel: int
     threads: int
@@ -44,6 +46,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     chat_template: str = ""
     cache_ram_mib: int = 0
     alias: str = ""
+    embedding: bool = False
+    pooling: str | None = None
 
 
 def make_plan(name: str, settings: LlamaCppSettings) -> tuple[Plan, Header]:
@@ -68,6 +72,7 @@ def make_plan(name: str, settings: LlamaCppSettings) -> tuple[Plan, Header]:
     plan = Plan(
         path=str(path),
         size=header.size,
+        changed=path.stat().st_mtime_ns,
         context=context,
         n_parallel=settings.n_parallel,
         threads=settings.threads or available_cpus(),
@@ -78,6 +83,8 @@ def make_plan(name: str, settings: LlamaCppSettings) -> tuple[Plan, Header]:
         cache_ram_mib=settings.cache_ram_mib,
         alias=name,
     )
+    if plan.chat_template:
+        header = msgspec.structs.replace(header, chat_template=plan.chat_template)
     return plan, header
 
 
@@ -175,7 +182,7 @@ def _serve_privately(plan: Plan) -> Any:
     params = parameters(plan)
     params.api_keys = [secrets.token_hex(32)]
     params.n_threads_http = 1
-    folder = tempfile.mkdtemp(prefix="llm-hub-") if sys.platform != "win32" else None
+    folder = _private_folder()
     try:
         if folder is not None:
             params.hostnames = [str(Path(folder, "private.sock"))]
@@ -189,6 +196,14 @@ def _serve_privately(plan: Plan) -> Any:
     finally:
         if folder is not None:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _private_folder() -> str | None:
+    """A new folder that only this user can enter, with a path short enough for a socket; None where there are none."""
+    if sys.platform == "win32":
+        return None
+    usual = tempfile.gettempdir()
+    return tempfile.mkdtemp(prefix="llm-hub-", dir=usual if len(usual) < _LONGEST_FOLDER else "/tmp")  # noqa: S108 - made by mkdtemp
 
 
 def parameters(plan: Plan) -> Any:
@@ -217,6 +232,11 @@ def parameters(plan: Plan) -> Any:
         params.chat_template = plan.chat_template
     if plan.alias:
         params.model_alias = {plan.alias}
+    if plan.embedding:
+        params.embedding = True
+        params.n_batch = params.n_ubatch = plan.context  # a text is embedded in one go
+        if plan.pooling is not None:
+            params.pooling_type = getattr(xllamacpp.llama_pooling_type, f"LLAMA_POOLING_TYPE_{plan.pooling.upper()}")
     return params
 
 
@@ -252,7 +272,7 @@ def reason_of_failure(plan: Plan) -> str | None:
         return None
     try:
         said = subprocess.run(
-            [sys.executable, "-c", _AUTOPSY],
+            [sys.executable, "-P", "-c", _AUTOPSY],
             input=msgspec.json.encode(plan),
             capture_output=True,
             timeout=_AUTOPSY_SECONDS,

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import re
 from typing import Any
 
 import msgspec
@@ -14,6 +12,7 @@ from llm_hub.messages import ChatRequest, Message, ResponseFormat
 from llm_hub.openai_dialect import encode_body
 from llm_hub.openai_encoding import to_json
 from llm_hub_llamacpp.gguf import Header
+from llm_hub_llamacpp.schemas import check_grammar, check_schema, check_sound
 from llm_hub_llamacpp.settings import LlamaCppSettings, Profile
 
 __all__ = ["FEATURES", "OPTIONS", "encode"]
@@ -25,7 +24,6 @@ FEATURES = frozenset(
         Feature.TOOL_CHOICE,
         Feature.JSON_OBJECT,
         Feature.JSON_SCHEMA,
-        Feature.REGEX,
         Feature.CHOICE,
         Feature.GRAMMAR,
         Feature.IMAGES,
@@ -102,9 +100,8 @@ def _check(request: ChatRequest, settings: LlamaCppSettings, header: Header) -> 
             f"n is {request.n}, and the backend gives at most {settings.n_parallel} answers at once",
             hint=f"Ask for fewer, or set n_parallel = {request.n} for the backend.",
         )
-    own_template = settings.chat_template is None
     if request.tools and request.tool_choice != "none":
-        if own_template and not header.knows_tools:
+        if not header.knows_tools:
             raise UnsupportedFeature(
                 "its model knows no tools: its chat template has no place for them",
                 features=("tools",),
@@ -116,7 +113,12 @@ def _check(request: ChatRequest, settings: LlamaCppSettings, header: Header) -> 
                 features=("tools", request.response_format.type),
                 hint="Leave one of them out, or ask twice.",
             )
-    if request.reasoning and own_template:
+    for tool in request.tools:
+        check_sound(tool.parameters)
+    form = request.response_format
+    if form is not None and form.schema is not None:
+        (check_sound if form.strict is False else check_schema)(form.schema)
+    if request.reasoning:
         effort = request.reasoning is not True
         if not (header.knows_effort if effort else header.knows_thinking):
             feature = "reasoning_effort" if effort and header.knows_thinking else "reasoning"
@@ -163,17 +165,23 @@ def _thinking(request: ChatRequest) -> dict[str, Any]:
 
 def _put_grammar(body: dict[str, Any], wanted: ResponseFormat) -> None:
     if wanted.type == "grammar":
-        body["grammar"] = wanted.pattern or ""
+        grammar = wanted.pattern or ""
+        if grammar.lstrip().startswith("%"):
+            raise UnsupportedFeature(
+                "it takes grammars in llama.cpp's own notation (GBNF) alone",
+                features=("grammar",),
+                hint="Another notation with an error in it would be ignored in silence.",
+            )
+        check_grammar(grammar)
+        body["grammar"] = grammar
     elif wanted.type == "choice":
         if not wanted.choices:
             raise InvalidRequest("the list of choices is empty")
-        # Text in GBNF is quoted as in JSON, but for characters beyond ASCII, which stand for themselves.
-        body["grammar"] = "root ::= " + " | ".join(json.dumps(text, ensure_ascii=False) for text in wanted.choices)
-    elif wanted.type == "regex":
-        body["grammar"] = f"%llguidance {{}}\nstart: /{_for_lark(wanted.pattern or '')}/"
+        body["grammar"] = "root ::= " + " | ".join(f'"{_for_gbnf(text)}"' for text in wanted.choices)
 
 
-def _for_lark(pattern: str) -> str:
-    """The pattern between slashes: those within it are escaped, and line ends written out."""
-    escaped = re.sub(r"\\.|/", lambda found: r"\/" if found[0] == "/" else found[0], pattern, flags=re.DOTALL)
-    return escaped.replace("\n", r"\n")
+def _for_gbnf(text: str) -> str:
+    """Text between the quotes of llama.cpp's own grammars."""
+    return "".join(
+        "\\" + each if each in '"\\' else each if each.isprintable() else f"\\U{ord(each):08X}" for each in text
+    )
