@@ -10,6 +10,7 @@ from llm_hub.call import Call
 from llm_hub.capabilities import Capability, Probe, Rung
 from llm_hub.errors import HubError
 from llm_hub.registry import PluginReport, PluginStatus
+from llm_hub.selection import OPERATIONS, Ask
 from llm_hub.transport import drive
 from llm_hub.worlds import BLOCKING
 
@@ -59,7 +60,9 @@ def diagnose(hub: Hub, *, timeout: float = 10.0) -> Diagnosis:
     probed: set[tuple[str, Capability]] = set()
     for capability in Capability:
         if capability in offered:
-            findings += _capability(runtime, capability, timeout, probed)
+            for operation in OPERATIONS[capability]:
+                ask = Ask(capability=capability, operation=operation)
+                findings += _capability(runtime, ask, timeout, probed)
     for name in runtime.settings.backends:
         for capability in Capability:
             if (name, capability) not in probed and runtime.offers(name, capability):
@@ -86,46 +89,46 @@ def _plugin(report: PluginReport, *, asked_for: bool) -> Finding:
     )
 
 
-def _capability(
-    runtime: Runtime, capability: Capability, timeout: float, probed: set[tuple[str, Capability]]
-) -> list[Finding]:
-    from llm_hub.selection import Ask
-
-    ask = Ask(capability=capability)
+def _capability(runtime: Runtime, ask: Ask, timeout: float, probed: set[tuple[str, Capability]]) -> list[Finding]:
+    asked_for = _asked_for(runtime, ask)
     try:
         decision = drive(runtime.decision(BLOCKING, ask, Call(timeout=timeout)))
     except HubError as error:
         return [
             Finding(
                 kind="capability",
-                subject=str(capability),
-                state="error" if _asked_for(runtime, capability) else "nothing serves it",
-                level="error" if _asked_for(runtime, capability) else "info",
+                subject=ask.what,
+                state="error" if asked_for else "nothing serves it",
+                level="error" if asked_for else "info",
                 detail=error.message,
                 fix=error.hint or "",
             )
         ]
     detail = f"{decision.backend}, by rule {decision.rule} ({decision.rule_text}): {', '.join(decision.reasons)}"
-    found = [Finding(kind="capability", subject=str(capability), state="ok", detail=detail)]
+    found = [Finding(kind="capability", subject=ask.what, state="ok", detail=detail)]
     found += [
-        Finding(kind="capability", subject=str(capability), state="note", level="warning", detail=warning)
+        Finding(kind="capability", subject=ask.what, state="note", level="warning", detail=warning)
         for warning in decision.warnings
     ]
     for name in (decision.backend, *(target.backend for target in decision.fallbacks)):
-        probed.add((name, capability))
+        probed.add((name, ask.capability))
         # The default of a capability that nobody speaks of need not be there.
-        chosen = name == decision.backend and _asked_for(runtime, capability)
-        found.append(_backend(runtime, name, capability, timeout, chosen=chosen))
+        chosen = name == decision.backend and asked_for
+        found.append(_backend(runtime, name, ask.capability, timeout, chosen=chosen))
     return found
 
 
-def _asked_for(runtime: Runtime, capability: Capability) -> bool:
-    """Does a setting mention this capability? Text counts always: it is what a hub is for."""
-    settings = runtime.settings
+def _asked_for(runtime: Runtime, ask: Ask) -> bool:
+    """Does a setting mention this? Text counts always: it is what a hub is for. What names vision is about describing."""
+    settings, capability = runtime.settings, ask.capability
+    if ask.what in settings.providers or ask.what in settings.routes:
+        return True
+    if ask.operation != OPERATIONS[capability][0]:
+        return False
     return (
         capability is Capability.TEXT
-        or any(name.partition(".")[0] == capability for name in settings.providers)
-        or any(route.partition(".")[0] == capability for route in settings.routes)
+        or capability in settings.providers
+        or capability in settings.routes
         or any(capability in assignment.capabilities for assignment in settings.assignments)
         or any(capability in config.models for config in settings.backends.values())
     )
