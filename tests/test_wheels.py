@@ -117,3 +117,15 @@ def test_a_question_is_answered_there_by_the_model_of_a_file(installed: Path, tm
         HOME=str(tmp_path),
     )
     assert answer.strip() == "The capital of Japan is Tokyo."
+
+
+def test_a_page_is_read_there_with_nothing_configured(installed: Path, tmp_path: Path) -> None:
+    page = tmp_path / "page.png"
+    code = (
+        "import sys; from PIL import Image, ImageDraw, ImageFont; image = Image.new('L', (500, 120), 255); "
+        "ImageDraw.Draw(image).text((30, 30), 'Read me, please.', font=ImageFont.load_default(36), fill=0); "
+        "image.save(sys.argv[1])"
+    )
+    _run(installed / "python", "-c", code, page, cwd=tmp_path)
+    read = _run(installed / "llm-hub", "see", "--read", "--quiet", page, cwd=tmp_path, HOME=str(tmp_path))
+    assert read == "Read me, please.\n"
