@@ -181,18 +181,23 @@ def _serve_privately(plan: Plan) -> Any:
 
     params = parameters(plan)
     params.api_keys = [secrets.token_hex(32)]
+    params.endpoint_metrics = True
     params.n_threads_http = 1
     folder = _private_folder()
     try:
         if folder is not None:
             params.hostnames = [str(Path(folder, "private.sock"))]
         try:
-            return xllamacpp.Server(params)
+            server = xllamacpp.Server(params)
         except RuntimeError as error:
             raise BackendFailed(
                 f"llama.cpp cannot load {plan.path}: {reason_of_failure(plan) or error}",
                 hint="Check the file, the memory that is free, and the backend's settings.",
             ) from error
+        # A server that is deleted before its loop has begun waits for it for ever, and holds the interpreter's lock while it
+        # does. An answer from the loop shows that it has begun.
+        server.handle_metrics()
+        return server
     finally:
         if folder is not None:
             shutil.rmtree(folder, ignore_errors=True)

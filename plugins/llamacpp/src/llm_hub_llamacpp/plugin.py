@@ -14,10 +14,10 @@ from llm_hub_llamacpp.requests import FEATURES
 from llm_hub_llamacpp.settings import DEFAULT_MODEL, LlamaCppSettings
 
 if TYPE_CHECKING:
-    from llm_hub.capabilities import TextBackend, VisionBackend
+    from llm_hub.capabilities import EmbeddingBackend, TextBackend, VisionBackend
     from llm_hub.config import BackendConfig, BuildContext
 
-__all__ = ["llm_hub_manifest", "llm_hub_text", "llm_hub_vision"]
+__all__ = ["llm_hub_embedding", "llm_hub_manifest", "llm_hub_text", "llm_hub_vision"]
 
 
 @hookimpl
@@ -44,6 +44,17 @@ def llm_hub_text(config: BackendConfig, context: BuildContext) -> TextBackend:
     engine = LlamaCppEngine(
         settings, name=config.name, model=config.models.get(Capability.TEXT), progress=context.progress
     )
+    return EngineBackend(engine, name=config.name, workers=settings.n_parallel, queue=settings.queue)
+
+
+@hookimpl
+def llm_hub_embedding(config: BackendConfig, context: BuildContext) -> EmbeddingBackend:
+    """An embedding backend for one GGUF file; it is loaded by the first call. Raises SettingsError as `llm_hub_text` does."""
+    from llm_hub.engine import EngineBackend
+    from llm_hub_llamacpp.embedding import LlamaCppEmbeddingEngine
+
+    settings = _settings(config)
+    engine = LlamaCppEmbeddingEngine(settings, model=config.models.get(Capability.EMBEDDING))
     return EngineBackend(engine, name=config.name, workers=settings.n_parallel, queue=settings.queue)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 
@@ -47,6 +48,8 @@ class LlamaCppSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     system_prompt: goes before a conversation that has no system message. None: as the model's profile says. "": none.
     temperature: for requests that name none. None: as the model's profile or its file says, else llama.cpp's 0.8.
     cache_ram_mib: memory for prompts of earlier conversations, beside those that are still in the context of a slot.
+    pooling: for embedding: how the vectors of the tokens become that of a text (`mean`, `cls`: the first one, `last`). None: as
+        the model's file says.
     models_in_memory: where no model is configured, each that is asked for is loaded; so many are kept.
     """
 
@@ -61,6 +64,7 @@ class LlamaCppSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     system_prompt: str | None = None
     temperature: float | None = None
     cache_ram_mib: int = 0
+    pooling: Literal["mean", "cls", "last"] | None = None
     models_in_memory: int = 1
 
     def __post_init__(self) -> None:
