@@ -15,7 +15,7 @@ from llm_hub.errors import HubClosed
 from llm_hub.hub import Hub, HubStatus
 
 if TYPE_CHECKING:
-    from llm_hub.langchain import HubChatModel, HubLLM
+    from llm_hub.langchain import HubChatModel, HubEmbeddings, HubLLM
 
 __all__ = ["Provider", "get_provider"]
 
@@ -46,6 +46,12 @@ class Provider:
         from llm_hub.langchain import HubChatModel
 
         return HubChatModel(self.hub, **defaults)
+
+    def initialize_embeddings(self, **defaults: Any) -> HubEmbeddings:
+        """Embeddings, as `langchain_ollama.OllamaEmbeddings` are; `defaults` as `HubEmbeddings` takes them."""
+        from llm_hub.langchain import HubEmbeddings
+
+        return HubEmbeddings(self.hub, **defaults)
 
     def initialize_vision(self, **defaults: Any) -> HubChatModel:
         """A chat model on the route of vision, for messages with images. (Without LangChain: `provider.hub.vision()`.)"""

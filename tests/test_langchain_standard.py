@@ -21,14 +21,14 @@ from typing import Any, Literal, NamedTuple
 import httpx
 import pytest
 from langchain_core.messages import AIMessage, AIMessageChunk
-from langchain_tests.integration_tests import ChatModelIntegrationTests
-from langchain_tests.unit_tests import ChatModelUnitTests
+from langchain_tests.integration_tests import ChatModelIntegrationTests, EmbeddingsIntegrationTests
+from langchain_tests.unit_tests import ChatModelUnitTests, EmbeddingsUnitTests
 
 from llm_hub import Hub, hookimpl
 from llm_hub.capabilities import Capability
 from llm_hub.config import BackendConfig, BuildContext
 from llm_hub.http_backend import HttpBackend
-from llm_hub.langchain import HubChatModel
+from llm_hub.langchain import HubChatModel, HubEmbeddings
 from llm_hub.manifest import PluginManifest
 from llm_hub.openai_dialect import OpenAIDialect, server_root
 from llm_hub.testing import FakeModel, FakeOllama, FakeVLLM, draw
@@ -240,3 +240,60 @@ class TestHubChatModelUnit(ChatModelUnitTests):
     @property
     def init_from_env_params(self) -> tuple[dict[str, str], dict[str, Any], dict[str, Any]]:
         return {"LLM_PROVIDER": "vllm", "VLLM_API_KEY": "sk-secret"}, {"backend": "vllm"}, {"backend": "vllm"}
+
+
+def _servers() -> list[str]:
+    real = [name for name in ("vllm", "ollama") if os.environ.get(f"LLM_HUB_TEST_{name.upper()}_EMBEDDING_MODEL")]
+    return ["fake-vllm", "fake-ollama", "wordllama", *real]
+
+
+@pytest.fixture(scope="module", params=_servers())
+def embedding_hub(request: pytest.FixtureRequest) -> Iterator[Hub]:
+    """Real servers take part where LLM_HUB_TEST_VLLM_EMBEDDING_URL or LLM_HUB_TEST_OLLAMA_URL serves ..._EMBEDDING_MODEL."""
+    kind: str = request.param
+    name = kind.removeprefix("fake-")
+    prefix = name.upper()
+    model = FakeModel(name="all-minilm", capabilities=("embedding",))
+    with ExitStack() as stack:
+        environ = {"LLM_EMBEDDING_PROVIDER": name}
+        if kind == "fake-vllm":
+            environ[f"{prefix}_BASE_URL"] = stack.enter_context(FakeVLLM(model)).url
+        elif kind == "fake-ollama":
+            environ[f"{prefix}_BASE_URL"] = stack.enter_context(FakeOllama([model])).url
+        elif kind != "wordllama":
+            url = os.environ.get(f"LLM_HUB_TEST_{prefix}_EMBEDDING_URL") or os.environ[f"LLM_HUB_TEST_{prefix}_URL"]
+            environ[f"{prefix}_BASE_URL"] = url
+            environ[f"{prefix}_EMBEDDING_MODEL"] = os.environ[f"LLM_HUB_TEST_{prefix}_EMBEDDING_MODEL"]
+        yield stack.enter_context(Hub.from_env(environ))
+
+
+class TestHubEmbeddings(EmbeddingsIntegrationTests):
+    """Integration: every test on every server, and on the weights of wordllama in this process."""
+
+    @pytest.fixture(autouse=True)
+    def _on(self, embedding_hub: Hub) -> None:
+        self.hub = embedding_hub
+
+    @property
+    def embeddings_class(self) -> type[HubEmbeddings]:
+        return HubEmbeddings
+
+    @property
+    def embedding_model_params(self) -> dict[str, Any]:
+        return {"hub": self.hub}
+
+
+class TestHubEmbeddingsUnit(EmbeddingsUnitTests):
+    """Unit: nothing is asked."""
+
+    @property
+    def embeddings_class(self) -> type[HubEmbeddings]:
+        return HubEmbeddings
+
+    @property
+    def embedding_model_params(self) -> dict[str, Any]:
+        return {"model": "all-minilm"}
+
+    @property
+    def init_from_env_params(self) -> tuple[dict[str, str], dict[str, Any], dict[str, Any]]:
+        return {"LLM_EMBEDDING_PROVIDER": "vllm", "VLLM_API_KEY": "sk-secret"}, {"backend": "vllm"}, {"backend": "vllm"}

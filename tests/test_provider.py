@@ -10,7 +10,7 @@ import pytest
 
 from llm_hub import get_provider
 from llm_hub.errors import BackendUnreachable, SettingsError
-from llm_hub.langchain import HubChatModel, HubLLM
+from llm_hub.langchain import HubChatModel, HubEmbeddings, HubLLM
 from llm_hub.provider import Provider
 from llm_hub.testing import FakeOllama, FakeVLLM
 
@@ -74,6 +74,9 @@ def test_the_objects_are_langchains_and_take_their_options(monkeypatch: pytest.M
     assert (chat.model, chat.capability) == ("m", "text")
     assert (vision.capability, vision.backend) == ("vision", "vllm")
     assert chat.hub is provider.hub
+    embeddings = provider.initialize_embeddings(model="all-minilm", truncate=True)
+    assert isinstance(embeddings, HubEmbeddings)
+    assert (embeddings.hub, embeddings.model, embeddings.truncate) == (provider.hub, "all-minilm", True)
 
 
 def test_the_same_environment_is_the_same_provider_until_it_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -106,7 +109,7 @@ sys.modules["langchain_core"] = None
 from llm_hub import get_provider
 provider = get_provider({"OLLAMA_BASE_URL": "http://127.0.0.1:9"})
 assert not provider.health_check()
-for make in (provider.initialize_llm, provider.initialize_chat_model, provider.initialize_vision):
+for make in (provider.initialize_llm, provider.initialize_chat_model, provider.initialize_embeddings, provider.initialize_vision):
     try:
         make()
     except ModuleNotFoundError as error:

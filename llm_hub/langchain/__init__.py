@@ -7,11 +7,12 @@ if TYPE_CHECKING:
     from typing import Any
 
     from llm_hub.langchain.chat import HubChatModel as HubChatModel
+    from llm_hub.langchain.embeddings import HubEmbeddings as HubEmbeddings
     from llm_hub.langchain.llm import HubLLM as HubLLM
 
-_HOME = {"HubChatModel": "chat", "HubLLM": "llm"}
+_HOME = {"HubChatModel": "chat", "HubEmbeddings": "embeddings", "HubLLM": "llm"}
 
-__all__ = ["HubChatModel", "HubLLM"]
+__all__ = ["HubChatModel", "HubEmbeddings", "HubLLM"]
 
 
 def __getattr__(name: str) -> Any:
