@@ -127,8 +127,16 @@ def test_describing_and_reading_are_chosen_apart(settings: dict[str, Any], descr
 @pytest.mark.parametrize(
     ("ask", "settings", "words"),
     [
-        (READ, {"providers": {"vision": named("ollama")}}, "ollama: .*cannot read the text on images.*LLM_VISION_READ_PROVIDER"),
-        (READ, {"routes": {"vision": named("vllm")}}, "vllm: .*cannot read the text on images.*LLM_VISION_READ_PROVIDER"),
+        (
+            READ,
+            {"providers": {"vision": named("ollama")}},
+            "ollama: .*cannot read the text on images.*LLM_VISION_READ_PROVIDER",
+        ),
+        (
+            READ,
+            {"routes": {"vision": named("vllm")}},
+            "vllm: .*cannot read the text on images.*LLM_VISION_READ_PROVIDER",
+        ),
         (DESCRIBE, {"providers": {"vision": named("reader")}}, "reader: .*cannot describe images.*name a backend"),
         (Ask(capability=VISION, backend="tesseract"), {}, "tesseract: .*cannot describe images"),
     ],
