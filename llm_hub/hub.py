@@ -14,7 +14,7 @@ from llm_hub.call import Call
 from llm_hub.capabilities import Capability, Feature, ModelInfo, Probe, Rung
 from llm_hub.config import Progress
 from llm_hub.epochs import Epoch, EpochStore
-from llm_hub.errors import HubError
+from llm_hub.errors import HubError, InvalidRequest
 from llm_hub.runtime import Runtime
 from llm_hub.selection import Ask, Decision
 from llm_hub.text import TextHandle
@@ -152,7 +152,7 @@ class Hub:
             capability=Capability(capability),
             backend=backend,
             model=model,
-            features=frozenset(Feature(feature) for feature in features),
+            features=_features(features),
         )
         return TextHandle(self._epochs, ask)
 
@@ -175,7 +175,7 @@ class Hub:
             capability=Capability.EMBEDDING,
             backend=backend,
             model=model,
-            features=frozenset(Feature(feature) for feature in features),
+            features=_features(features),
         )
         return EmbeddingHandle(self._epochs, ask)
 
@@ -310,6 +310,19 @@ class Hub:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.aclose()
+
+
+def _features(names: Iterable[Feature | str]) -> frozenset[Feature]:
+    """The features of these names. Raises InvalidRequest, which lists those that there are."""
+    found = set()
+    for name in names:
+        try:
+            found.add(Feature(name))
+        except ValueError as error:
+            raise InvalidRequest(
+                f"there is no feature {name!r}", hint=f"There are: {', '.join(sorted(Feature))}."
+            ) from error
+    return frozenset(found)
 
 
 def _close_apart(runtime: Runtime) -> None:

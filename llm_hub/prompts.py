@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import numbers
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypedDict, cast
 
 import msgspec
@@ -64,6 +65,7 @@ def build_request(prompt: Prompt, options: ChatOptions) -> ChatRequest:
                 "the conversation has a system message already", hint="Leave out either it or the system argument."
             )
         messages = (Message(role="system", content=_text(system, "system")), *messages)
+    _numbers(given)
     if "tools" in given:
         given["tools"] = tuple(_tool(tool, f"tools[{at}]") for at, tool in enumerate(given["tools"]))
     if "stop" in given:
@@ -79,6 +81,25 @@ def build_request(prompt: Prompt, options: ChatOptions) -> ChatRequest:
             raise InvalidRequest(f"{error}", hint="The options of a chat are those of llm_hub.ChatRequest.") from error
     _check(request)
     return request
+
+
+_WHOLE = ("max_tokens", "n", "seed", "top_logprobs")
+_REAL = ("temperature", "top_p", "presence_penalty", "frequency_penalty")
+
+
+def _numbers(given: dict[str, Any]) -> None:
+    """Take any kind of number (numpy's, say) for the options that are one, and nothing else."""
+    for names, kind, plain, what in (
+        (_WHOLE, numbers.Integral, int, "a whole number"),
+        (_REAL, numbers.Real, float, "a number"),
+    ):
+        for name in names:
+            if name in given and type(given[name]) is not plain:
+                value = given[name]
+                if not isinstance(value, kind) or isinstance(value, bool):
+                    raise InvalidRequest(f"{name} must be {what}, not {type(value).__name__} ({value!r:.40})")
+                convert: Callable[[Any], Any] = plain
+                given[name] = convert(value)
 
 
 def _check(request: ChatRequest) -> None:

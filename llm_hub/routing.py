@@ -15,6 +15,7 @@ from llm_hub.capabilities import Capability, Feature, required_features
 from llm_hub.epochs import EpochStore, Lease
 from llm_hub.errors import (
     BackendError,
+    BackendFailed,
     BackendUnreachable,
     Cancelled,
     EmbeddingSpaceChanged,
@@ -81,7 +82,7 @@ async def in_order(
             to_send = request
             if destination.model != request.model:  # type: ignore[attr-defined]  # every request has one
                 to_send = msgspec.structs.replace(request, model=destination.model)
-            result = await attempt(destination, to_send)
+            result = await _guarded(attempt(destination, to_send), destination)
         except EmbeddingSpaceChanged as refusal:
             if not earlier:
                 raise
@@ -115,6 +116,24 @@ async def in_order(
         filter(None, (failed.hint, *(f"No fallback: {str(refusal).rstrip('.')}." for refusal in refused)))
     )
     raise failed
+
+
+async def _guarded(work: Awaitable[T], destination: Destination) -> T:
+    """What a plugin raises that is no error of the hub is a failure of its backend, with what it raised as the cause."""
+    try:
+        return await work
+    except HubError:
+        raise
+    except Exception as error:
+        raise _fault(error, destination.name, destination.plugin) from error
+
+
+def _fault(error: Exception, backend: str | None, plugin: str) -> BackendFailed:
+    return BackendFailed(
+        f"its plugin {plugin!r} raised {type(error).__name__}: {error}",
+        backend=backend,
+        hint="This is a fault of the plugin: report it there, with the traceback that --debug or the log shows.",
+    )
 
 
 def _may_pass_on(error: HubError, call: Call) -> bool:
@@ -320,6 +339,9 @@ class _Stream:
                 return None
         except BaseException as error:
             await self._abandon()
+            if isinstance(error, Exception) and not isinstance(error, HubError) and self.served_by is not None:
+                failure = _fault(error, self.served_by.backend, self.served_by.plugin)
+                raise (self._interrupted(failure) if self._produced() else failure) from error
             if isinstance(error, HubError) and not isinstance(error, Cancelled) and self._produced():
                 raise self._interrupted(error) from error
             if isinstance(error, Cancelled):

@@ -8,6 +8,7 @@ import msgspec
 
 from llm_hub.call import Call, CancelToken
 from llm_hub.epochs import EpochStore
+from llm_hub.errors import InvalidRequest
 from llm_hub.prompts import ChatOptions, Prompt, build_request
 from llm_hub.routing import AsyncChatStream, ChatStream, route_chat, route_count
 from llm_hub.runtime import Runtime
@@ -39,7 +40,11 @@ class CallLimits(TypedDict, total=False):
 
 def take_limits(options: Any) -> Call:
     """The call that these options ask for; what says so is taken out of them."""
-    return Call(**{name: options.pop(name) for name in ("timeout", "cancel", "repeatable") if name in options})
+    limits = {name: options.pop(name) for name in ("timeout", "cancel", "repeatable") if name in options}
+    timeout = limits.get("timeout")
+    if timeout is not None and not (isinstance(timeout, int | float) and timeout > 0):
+        raise InvalidRequest(f"timeout must be a number of seconds above 0, not {timeout!r:.40}")
+    return Call(**limits)
 
 
 class TextHandle:

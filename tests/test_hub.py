@@ -8,24 +8,43 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 
-from llm_hub import CancelToken, ChatRequest, Hub, ImagePart, Message, ResponseFormat, TextPart, Tool
+from llm_hub import (
+    CancelToken,
+    ChatChunk,
+    ChatRequest,
+    Feature,
+    Hub,
+    ImagePart,
+    Message,
+    ResponseFormat,
+    TextPart,
+    Tool,
+    hookimpl,
+)
+from llm_hub.call import Call
+from llm_hub.capabilities import ModelInfo, Probe, Rung
+from llm_hub.config import BackendConfig, BuildContext
 from llm_hub.errors import (
+    BackendError,
+    BackendFailed,
     BackendUnreachable,
     Cancelled,
     DeadlineExceeded,
     HubClosed,
+    InvalidRequest,
     ModelNotFound,
     RequestError,
     StreamInterrupted,
     UnknownBackend,
     UnsupportedFeature,
 )
+from llm_hub.manifest import PluginManifest
 from llm_hub.messages import ChatResponse
 from llm_hub.testing import FakeOllama, FakeVLLM, Fault
 
@@ -449,3 +468,80 @@ def test_tokens_are_counted_where_the_backend_can_and_else_estimated_and_said_so
     if hub.explain("text").backend == "vllm":
         whole = hub.text().chat("What is the capital of France?")
         assert hub.text().count_tokens("What is the capital of France?").tokens == whole.usage.prompt_tokens
+
+
+class Careless:
+    """A plugin that fails as foreign code does: with an error of its own, before or after it has produced something."""
+
+    def __init__(self, *, late: bool) -> None:
+        self.late = late
+
+    @hookimpl
+    def llm_hub_manifest(self) -> PluginManifest:
+        return PluginManifest(api_version="1.0")
+
+    @hookimpl
+    def llm_hub_text(self, config: BackendConfig, context: BuildContext) -> Any:
+        return EngineLike(late=self.late)
+
+
+class EngineLike:
+    """The backend of `Careless`."""
+
+    features: frozenset[Feature] = frozenset()
+
+    def __init__(self, *, late: bool) -> None:
+        self.late = late
+
+    def chat(self, request: ChatRequest, call: Call) -> ChatResponse:
+        raise KeyError("oops")
+
+    async def achat(self, request: ChatRequest, call: Call) -> ChatResponse:
+        raise KeyError("oops")
+
+    def stream(self, request: ChatRequest, call: Call) -> Iterator[ChatChunk]:
+        if self.late:
+            yield ChatChunk("some")
+        raise KeyError("oops")
+
+    async def astream(self, request: ChatRequest, call: Call) -> AsyncIterator[ChatChunk]:
+        for chunk in self.stream(request, call):
+            yield chunk
+
+    def models(self, call: Call) -> tuple[ModelInfo, ...]:
+        return (ModelInfo(name="m"),)
+
+    async def amodels(self, call: Call) -> tuple[ModelInfo, ...]:
+        return self.models(call)
+
+    def probe(self, rung: Rung, model: str | None, call: Call) -> Probe:
+        return Probe(rung=rung, wanted=rung)
+
+    async def aprobe(self, rung: Rung, model: str | None, call: Call) -> Probe:
+        return self.probe(rung, model, call)
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_what_a_plugin_raises_is_a_failure_of_its_backend_with_its_cause(late: bool, ask: Ask, request: Any) -> None:
+    streamed = "stream" in request.node.name
+    with Hub.from_env({"LLM_PROVIDER": "careless"}, plugins={"careless": Careless(late=late)}) as hub:
+        with pytest.raises(BackendError, match="careless: .*its plugin 'careless' raised KeyError: 'oops'") as caught:
+            ask(hub, "ping")
+        assert isinstance(caught.value, StreamInterrupted if late and streamed else BackendFailed)
+        assert isinstance(caught.value.__cause__, KeyError)
+        if isinstance(caught.value, StreamInterrupted):
+            assert caught.value.partial == "some"
+
+
+@pytest.mark.parametrize("timeout", [0, -1, "5"])
+def test_a_timeout_is_a_number_above_nothing(hub: Hub, ask: Ask, timeout: Any) -> None:
+    with pytest.raises(InvalidRequest, match="timeout must be a number of seconds above 0"):
+        ask(hub, "ping", timeout=timeout)
+
+
+def test_an_unknown_feature_is_refused_with_those_that_there_are(hub: Hub) -> None:
+    with pytest.raises(InvalidRequest, match="no feature 'levitation'.*tools"):
+        hub.text(features={"levitation"})

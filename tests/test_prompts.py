@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from fractions import Fraction
 from typing import Any
 
 import pytest
@@ -68,6 +69,11 @@ def test_options_override_those_of_a_whole_request() -> None:
     assert (request.temperature, request.seed) == (0.0, 3)
 
 
+def test_any_kind_of_number_is_taken_for_a_number() -> None:
+    request = build_request("a", {"temperature": Fraction(1, 2), "top_p": 1})  # type: ignore[typeddict-item]
+    assert (request.temperature, type(request.temperature), type(request.top_p)) == (0.5, float, float)
+
+
 def _image_part(data: bytes) -> dict[str, Any]:
     return {"type": "image_url", "image_url": {"url": "data:image/png;base64," + base64.b64encode(data).decode()}}
 
@@ -104,6 +110,9 @@ TOOL = {"type": "function", "function": {"name": "f"}}
         ("a", {"system": 5}, "system must be text"),
         ("a", {"max_tokens": 0}, "max_tokens must be at least 1"),
         ("a", {"n": 0}, "n must be at least 1"),
+        ("a", {"temperature": "hot"}, r"temperature must be a number, not str \('hot'\)"),
+        ("a", {"max_tokens": 5.5}, "max_tokens must be a whole number, not float"),
+        ("a", {"seed": True}, "seed must be a whole number, not bool"),
         ("a", {"temperature": -1.0}, "temperature must not be negative"),
         ("a", {"top_p": 0.0}, "top_p"),
         ("a", {"colour": "red"}, "colour"),
