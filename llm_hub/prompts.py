@@ -96,7 +96,7 @@ def _numbers(given: dict[str, Any]) -> None:
         for name in names:
             if name in given and type(given[name]) is not plain:
                 value = given[name]
-                if not isinstance(value, kind) or isinstance(value, bool):
+                if isinstance(value, bool) or not isinstance(value, kind):
                     raise InvalidRequest(f"{name} must be {what}, not {type(value).__name__} ({value!r:.40})")
                 convert: Callable[[Any], Any] = plain
                 given[name] = convert(value)
