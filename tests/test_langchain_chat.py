@@ -6,11 +6,13 @@ import asyncio
 import copy
 import json
 import pickle
+import re
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, TypedDict
 
 import pytest
@@ -24,6 +26,7 @@ from langchain_core.prompts import ChatPromptTemplate
 from langchain_core.tools import tool
 from pydantic import BaseModel
 
+import llm_hub
 from llm_hub import CancelToken, Hub, ImagePart
 from llm_hub.errors import (
     BackendUnreachable,
@@ -106,6 +109,38 @@ def model(hub: Hub) -> HubChatModel:
 
 def served(message: AIMessage) -> str:
     return str(message.response_metadata["served_by"]["backend"])
+
+
+# -- imports ----------------------------------------------------------------------------------------------------------
+
+
+def test_only_the_langchain_objects_import_langchain() -> None:
+    package = Path(llm_hub.__file__).parent
+    found = {
+        path.relative_to(package).as_posix()
+        for path in package.rglob("*.py")
+        if re.search(r"^\s*(from|import) langchain", path.read_text("utf-8"), re.MULTILINE)
+    }
+    assert found
+    assert all(path.startswith("langchain/") for path in found)
+
+
+def test_importing_the_chat_model_adds_next_to_nothing_to_langchains_own_base() -> None:
+    code = """
+import sys
+import langchain_core.language_models.chat_models
+before = set(sys.modules)
+from llm_hub.langchain import HubChatModel
+print(*sorted(set(sys.modules) - before))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == [
+        "llm_hub",
+        "llm_hub.errors",
+        "llm_hub.langchain",
+        "llm_hub.langchain.chat",
+        "llm_hub.langchain.common",
+    ]
 
 
 # -- routes -----------------------------------------------------------------------------------------------------------

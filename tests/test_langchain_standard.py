@@ -244,7 +244,7 @@ class TestHubChatModelUnit(ChatModelUnitTests):
 
 def _servers() -> list[str]:
     real = [name for name in ("vllm", "ollama") if os.environ.get(f"LLM_HUB_TEST_{name.upper()}_EMBEDDING_MODEL")]
-    return ["fake-vllm", "fake-ollama", "wordllama", *real]
+    return ["fake-vllm", "fake-ollama", "wordllama", "llamacpp", *real]
 
 
 @pytest.fixture(scope="module", params=_servers())
@@ -260,6 +260,10 @@ def embedding_hub(request: pytest.FixtureRequest) -> Iterator[Hub]:
             environ[f"{prefix}_BASE_URL"] = stack.enter_context(FakeVLLM(model)).url
         elif kind == "fake-ollama":
             environ[f"{prefix}_BASE_URL"] = stack.enter_context(FakeOllama([model])).url
+        elif kind == "llamacpp":
+            config = request.getfixturevalue("tmp_path_factory").mktemp("config") / "llm-hub.toml"
+            config.write_text(f'[backends.llamacpp]\nmodels = {{ embedding = "{TEXT_MODEL}" }}\npooling = "mean"\n')
+            environ["LLM_HUB_CONFIG"] = str(config)
         elif kind != "wordllama":
             url = os.environ.get(f"LLM_HUB_TEST_{prefix}_EMBEDDING_URL") or os.environ[f"LLM_HUB_TEST_{prefix}_URL"]
             environ[f"{prefix}_BASE_URL"] = url
@@ -268,7 +272,7 @@ def embedding_hub(request: pytest.FixtureRequest) -> Iterator[Hub]:
 
 
 class TestHubEmbeddings(EmbeddingsIntegrationTests):
-    """Integration: every test on every server, and on the weights of wordllama in this process."""
+    """Integration: every test on every server, and on wordllama and llama.cpp in this process."""
 
     @pytest.fixture(autouse=True)
     def _on(self, embedding_hub: Hub) -> None:
