@@ -106,6 +106,12 @@ class Guard:
             if self.sock is not None:
                 shut(self.sock)
 
+    def wake(self) -> None:
+        """Shut the socket, with no lock taken: for what the garbage collector runs."""
+        sock = self.sock
+        if sock is not None:
+            shut(sock)
+
     def finish(self) -> None:
         """The exchange is over: its socket may go back to the pool."""
         with self.lock:

@@ -132,18 +132,22 @@ class SyncStream(httpcore.NetworkStream):
     ) -> httpcore.NetworkStream:
         guard: Guard = timeout
         OPEN.discard(self)
+        left = guard.attach(self.sock)
+        secured = ssl_context.wrap_socket(self.sock, server_hostname=server_hostname, do_handshake_on_connect=False)
+        stream = SyncStream(secured, self.siblings)
         try:
-            self.sock.settimeout(guard.attach(self.sock))
-            secured = ssl_context.wrap_socket(self.sock, server_hostname=server_hostname)
+            guard.attach(secured)
+            secured.settimeout(left)
+            secured.do_handshake()
         except BaseException as error:
-            self.sock.close()
-            if isinstance(error, TimeoutError):
-                raise guard.expired() from error
+            stream.close()
             if isinstance(error, OSError):
                 guard.left()
+                if isinstance(error, TimeoutError):
+                    raise guard.expired() from error
                 raise _tls_failed(guard, server_hostname, error) from error
             raise
-        return SyncStream(secured, self.siblings)
+        return stream
 
     def get_extra_info(self, info: str) -> Any:
         if info == "is_readable":
@@ -219,17 +223,21 @@ class AsyncStream(httpcore.AsyncNetworkStream):
     def __init__(self, sock: socket.socket, siblings: weakref.WeakSet[AsyncStream]) -> None:
         self.sock = sock
         self.used = False
+        self.busy = False
         self.siblings = siblings
         siblings.add(self)
         OPEN.add(self)
 
     async def _recv(self, max_bytes: int, guard: AsyncGuard) -> bytes:
         guard.attach(self.sock)
+        self.busy = True
         try:
             data = await guard.loop.sock_recv(self.sock, max_bytes)
         except OSError as error:
             guard.left()
             raise httpcore.ReadError(str(error)) from error
+        finally:
+            self.busy = False
         if not data:
             guard.left()
         return data
@@ -262,10 +270,14 @@ class AsyncStream(httpcore.AsyncNetworkStream):
         OPEN.discard(self)
         self.sock.close()
 
-    def abort(self) -> None:
-        """Wake whoever still waits for it, then close. In its loop."""
+    def wake(self) -> None:
+        """Wake whoever waits for it, from any thread: it finds the connection broken, and closes it."""
         shut(self.sock)
-        asyncio.get_running_loop().call_later(0.1, self.close)
+
+    def close_idle(self) -> None:
+        """Close it unless somebody waits for it, who will. In its loop."""
+        if not self.busy:
+            self.close()
 
     async def start_tls(
         self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: Any = None

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
-from typing import TypeVar
+from queue import SimpleQueue
+from typing import Any, TypeVar
 
 from llm_hub.call import Call
 from llm_hub.capabilities import Capability, Feature, ModelInfo, Probe, Rung
@@ -57,6 +58,7 @@ class HttpBackend:
         self.capability = capability
         self.origin = Origin(url)
         self._headers = self.origin.headers(config.api_key.reveal() if config.api_key else None)
+        self._dropped = context.transport.dropped
         self._sync: Port = context.transport.sync_port
         self._async: Port = context.transport.async_port
 
@@ -113,18 +115,26 @@ class HttpBackend:
     # -- streams ------------------------------------------------------------------------------------------------------
 
     def stream(self, request: ChatRequest, call: Call) -> Iterator[ChatChunk]:
-        return _SyncStream(self._batches(self._sync, request, call))
+        opened: list[Exchange] = []
+        return _SyncStream(self._batches(self._sync, request, call, opened), opened, self._dropped)
 
     def astream(self, request: ChatRequest, call: Call) -> AsyncIterator[ChatChunk]:
         return _AsyncStream(self._batches(self._async, request, call))
 
-    async def _batches(self, port: Port, request: ChatRequest, call: Call) -> AsyncGenerator[list[ChatChunk], None]:
-        """The chunks of each read. Raises StreamInterrupted only after something was produced."""
+    async def _batches(
+        self, port: Port, request: ChatRequest, call: Call, opened: list[Exchange] | None = None
+    ) -> AsyncGenerator[list[ChatChunk], None]:
+        """The chunks of each read. Raises StreamInterrupted only after something was produced.
+
+        The exchange is put into `opened`, where it can be woken without this generator.
+        """
         produced = False
         try:
             wire = self.dialect.encode_chat(request, stream=True, request_id=call.request_id)
             waits = call.timeouts
             exchange = await port.open(self._send(wire), call, ("first token", waits.first_token))
+            if opened is not None:
+                opened.append(exchange)
             try:
                 if exchange.status != 200:
                     raise self.dialect.error(await self._rest(port, exchange), model=request.model)
@@ -255,10 +265,18 @@ class HttpBackend:
 class _SyncStream:
     """Iterates over the chunks of a generator of batches that never suspends."""
 
-    __slots__ = ("_batches", "_ready")
+    __slots__ = ("_batches", "_dropped", "_live", "_opened", "_ready")
 
-    def __init__(self, batches: AsyncGenerator[list[ChatChunk], None]) -> None:
+    def __init__(
+        self,
+        batches: AsyncGenerator[list[ChatChunk], None],
+        opened: list[Exchange],
+        dropped: SimpleQueue[AsyncGenerator[Any, None]],
+    ) -> None:
         self._batches = batches
+        self._opened = opened
+        self._dropped = dropped
+        self._live = False
         self._ready: Iterator[ChatChunk] = iter(())
 
     def __iter__(self) -> _SyncStream:
@@ -268,21 +286,34 @@ class _SyncStream:
         for chunk in self._ready:
             return chunk
         try:
+            self._live = True
             self._batches.__anext__().send(None)
         except StopIteration as stop:
             self._ready = iter(stop.value)
             return next(self._ready)
         except StopAsyncIteration:
+            self._live = False
             raise StopIteration from None
+        except BaseException:
+            self._live = False
+            raise
         raise RuntimeError("a stream over the sync port suspended")
 
     def close(self) -> None:
         """Stop reading; the backend sees the connection close."""
         self._ready = iter(())
+        self._live = False
         drive(self._batches.aclose())
 
     def __del__(self) -> None:
-        self.close()
+        """Tell the backend at once; leave the rest, which takes locks, to the next call.
+
+        The garbage collector may run this while the very same thread holds such a lock.
+        """
+        if self._live:
+            for exchange in self._opened:
+                exchange.guard.wake()
+            self._dropped.put(self._batches)
 
 
 class _AsyncStream:

@@ -14,7 +14,7 @@ from llm_hub.call import Call
 from llm_hub.capabilities import Capability, Feature, ModelInfo, Probe, Rung
 from llm_hub.config import Progress
 from llm_hub.epochs import Epoch, EpochStore
-from llm_hub.errors import HubError, InvalidRequest
+from llm_hub.errors import HubClosed, HubError, InvalidRequest
 from llm_hub.runtime import Runtime
 from llm_hub.selection import Ask, Decision
 from llm_hub.text import TextHandle
@@ -200,6 +200,7 @@ class Hub:
 
         Raises what a call would raise at this point.
         """
+        wanted["features"] = _features(wanted.get("features", ()))
         ask = Ask(capability=Capability(capability), **wanted)
         return drive(self.runtime.route(BLOCKING, ask, Call(timeout=15.0))).decision
 
@@ -263,7 +264,12 @@ class Hub:
                     continue
                 routes.append(RouteStatus(capability=capability, decision=decision))
                 for name in (decision.backend, *(target.backend for target in decision.fallbacks)):
-                    probe = await lease.value.probe(world, name, capability, rung, Call(timeout=timeout))
+                    try:
+                        probe = await lease.value.probe(world, name, capability, rung, Call(timeout=timeout))
+                    except HubClosed:
+                        raise
+                    except HubError as error:  # one that hangs must not hide the others
+                        probe = Probe(rung=None, wanted=rung, detail=error.message, hint=error.hint)
                     plugin = lease.value.plugin_name(name)
                     backends.append(BackendStatus(name=name, plugin=plugin, capability=capability, probe=probe))
             return HubStatus(epoch=lease.epoch.number, routes=tuple(routes), backends=tuple(backends))
@@ -288,8 +294,10 @@ class Hub:
         ours = epoch is not None and epoch.claim()
         self._epochs.publish(None)
         if epoch is not None and ours:
-            epoch.value.close()
-            self._transport.close()
+            try:
+                epoch.value.close()
+            finally:
+                self._transport.close()
 
     async def aclose(self) -> None:
         """`close`, from an event loop."""

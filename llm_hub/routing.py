@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from llm_hub.call import Call
+from llm_hub.call import Call, CancelToken
 from llm_hub.capabilities import Capability, Feature, required_features
 from llm_hub.epochs import EpochStore, Lease
 from llm_hub.errors import (
@@ -21,6 +21,7 @@ from llm_hub.errors import (
     EmbeddingSpaceChanged,
     HubError,
     ModelNotFound,
+    ProtocolError,
     StreamInterrupted,
     UnsupportedFeature,
 )
@@ -72,11 +73,12 @@ async def in_order(
     refused: list[HubError] = []
     for position, destination in enumerate(route.destinations):
         call.check()
+        call.timeouts = destination.timeouts
         try:
             if destination.model is None:
-                destination = await runtime.with_model(world, route, position, ask, call)
+                complete = runtime.with_model(world, route, position, ask, call)
+                destination = await _guarded(complete, destination)
             _refuse(runtime, destination, needs, ask.capability)
-            call.timeouts = destination.timeouts
             if position and admit is not None:
                 await admit(destination)
             to_send = request
@@ -118,6 +120,18 @@ async def in_order(
     raise failed
 
 
+def _checked(response: ChatResponse, n: int) -> ChatResponse:
+    """The answer, if it is one: as many choices as were asked for, each at its end."""
+    found: object = response
+    if not isinstance(found, ChatResponse):
+        raise ProtocolError(f"its plugin answered with a {type(found).__name__} in place of a ChatResponse")
+    if len(found.choices) < n or any(choice.finish_reason is None for choice in found.choices):
+        raise ProtocolError(
+            f"its plugin answered with {len(found.choices)} of {n} choices, or with one that has no end"
+        )
+    return found
+
+
 async def _guarded(work: Awaitable[T], destination: Destination) -> T:
     """What a plugin raises that is no error of the hub is a failure of its backend, with what it raised as the cause."""
     try:
@@ -138,6 +152,8 @@ def _fault(error: Exception, backend: str | None, plugin: str) -> BackendFailed:
 
 def _may_pass_on(error: HubError, call: Call) -> bool:
     """May the next destination be tried after this? Only if no backend can have acted on a call that must not be repeated."""
+    if call.remaining() <= 0:  # then this error says who was slow
+        return False
     return error.failover and (call.repeatable or isinstance(error, BackendUnreachable | ModelNotFound))
 
 
@@ -207,7 +223,7 @@ async def route_chat(
     """A whole answer. Raises the errors of `llm_hub.errors`; `earlier` holds those of the destinations before."""
 
     async def attempt(destination: Destination, to_send: ChatRequest) -> ChatResponse:
-        return await world.chat(destination.backend, to_send, call)
+        return _checked(await world.chat(destination.backend, to_send, call), to_send.n)
 
     lease = epochs.lease()
     try:
@@ -277,6 +293,12 @@ class _Stream:
         self._request = request
         self._wanted = 1
         self._call = call
+        # A token of its own, so that the stream can be closed while another thread or task waits for its next chunk.
+        self._given, self._stop = call.cancel, CancelToken()
+        call.cancel = self._stop
+        if self._given is not None:
+            self._given.subscribe(self, self._stop.cancel)
+        self._reading = False
         self._chunks: Any = None
         self._lease: Lease[Runtime] | None = None
         self._ready: list[ChatChunk] = []
@@ -309,6 +331,9 @@ class _Stream:
                     held.append(chunk)
                     if chunk.has_content:
                         break
+                else:
+                    if not any(chunk.finish_reason for chunk in held):
+                        raise BackendFailed("its stream ended before it had produced anything")
             except BaseException:
                 await self._world.close(chunks)
                 raise
@@ -330,6 +355,7 @@ class _Stream:
         """The next chunk, None at the proper end. Whatever goes wrong ends the stream."""
         if self._over:
             return None
+        self._reading = True
         try:
             if self._lease is None:
                 await self._begin()
@@ -347,6 +373,8 @@ class _Stream:
             if isinstance(error, Cancelled):
                 error.partial = self.text
             raise
+        finally:
+            self._reading = False
         self._seen.append(chunk)
         return chunk
 
@@ -383,15 +411,26 @@ class _Stream:
 
     def _release(self) -> None:
         self._over = True
+        if self._given is not None:
+            self._given.unsubscribe(self)
         if self._lease is not None:
             self._lease.release()
 
     async def _abandon(self) -> None:
         """Stop before the end: the backend is told by the connection closing."""
         over, self._over = self._over, True
-        if not over and self._chunks is not None:
-            await self._world.close(self._chunks)
-        self._release()
+        try:
+            if not over and self._chunks is not None:
+                await self._world.close(self._chunks)
+        finally:
+            self._release()
+
+    async def _leave(self) -> None:
+        """Stop, whoever reads: a reader that waits is cancelled, and cleans up itself."""
+        if self._reading:
+            self._stop.cancel()
+        else:
+            await self._abandon()
 
 
 class ChatStream(_Stream):
@@ -414,7 +453,7 @@ class ChatStream(_Stream):
 
     def close(self) -> None:
         """Stop, and tell the backend. Idempotent."""
-        drive(self._abandon())
+        drive(self._leave())
 
     def __enter__(self) -> ChatStream:
         return self
@@ -441,7 +480,7 @@ class AsyncChatStream(_Stream):
 
     async def aclose(self) -> None:
         """Stop, and tell the backend. Idempotent."""
-        await self._abandon()
+        await self._leave()
 
     async def __aenter__(self) -> AsyncChatStream:
         return self

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import functools
 import logging
+import os
 import threading
+import weakref
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +15,7 @@ import msgspec
 from llm_hub.call import Call, Timeouts
 from llm_hub.capabilities import Backend, Capability, Feature, ModelInfo, Probe, Rung
 from llm_hub.config import BackendConfig, BatchLimits, BuildContext, Progress
-from llm_hub.errors import HubError, ModelNotFound, NoBackend
+from llm_hub.errors import HubClosed, HubError, ModelNotFound, NoBackend
 from llm_hub.manifest import PluginManifest
 from llm_hub.selection import DEFAULT_BACKEND, Ask, Candidate, Decision, Target, decides_by_default, select
 from llm_hub.settings import bind_options
@@ -76,6 +78,7 @@ class Runtime:
         self._default_answers: bool | None = None
         self._warned: set[str] = set()
         self._lock = threading.RLock()
+        _RUNTIMES.add(self)
         self._closed = False
 
     # -- deciding -----------------------------------------------------------------------------------------------------
@@ -176,7 +179,7 @@ class Runtime:
             built = self._backends.get((name, capability))
             if built is None:
                 if self._closed:
-                    raise NoBackend("the hub is closed", backend=name)
+                    raise HubClosed("the hub is closed", hint="Open a new one.")
                 made = plugin.build(capability, config, self._context)
                 if made is None:
                     raise NoBackend(
@@ -335,3 +338,15 @@ class Runtime:
                 failed = failed or error
         if failed is not None:
             raise failed
+
+
+_RUNTIMES: weakref.WeakSet[Runtime] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    """In the child, a lock that another thread held would never be released."""
+    for runtime in list(_RUNTIMES):
+        runtime._lock = threading.RLock()
+
+
+os.register_at_fork(after_in_child=_after_fork)

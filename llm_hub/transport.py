@@ -7,12 +7,14 @@ so `drive` runs such a body to its end without an event loop; those of `AsyncPor
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import ssl
 import threading
 import weakref
 import zlib
-from collections.abc import AsyncIterator, Coroutine, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Iterator
+from queue import Empty, SimpleQueue
 from typing import Any, Protocol, TypeVar
 from urllib.parse import urlsplit
 
@@ -242,6 +244,7 @@ class SyncPort:
         self._transport = transport
 
     async def open(self, send: Send, call: Call, after: tuple[str, float]) -> Exchange:
+        self._transport.sweep_dropped()
         for tries in range(_STALE_TRIES + 1):
             guard = Guard(call, send.backend, after)
             try:
@@ -349,6 +352,7 @@ class Transport:
         async_pool: httpcore.AsyncConnectionPool | None = None,
     ) -> None:
         self.limits = limits or Limits()
+        self.dropped: SimpleQueue[AsyncGenerator[Any, None]] = SimpleQueue()
         self.sync_port = SyncPort(self)
         self.async_port = AsyncPort(self)
         self._given = pool
@@ -359,6 +363,15 @@ class Transport:
         self._loops: dict[int, _LoopPools] = {}
         self._closed = False
         _TRANSPORTS.add(self)
+
+    def sweep_dropped(self) -> None:
+        """Close the blocking streams that were dropped half-read; their sockets are shut already."""
+        while not self.dropped.empty():
+            try:
+                batches = self.dropped.get_nowait()
+            except Empty:  # another thread was faster
+                return
+            drive(batches.aclose())
 
     def pool(self, scheme: str) -> httpcore.ConnectionPool:
         """The pool of the blocking callers of this process."""
@@ -410,6 +423,7 @@ class Transport:
 
     def close(self) -> None:
         """Close every connection, also those of event loops: their calls fail with ConnectionLost."""
+        self.sweep_dropped()
         with self._lock:
             self._closed = True
             pools, self._pools = list(self._pools.values()), {}
@@ -444,10 +458,12 @@ class _LoopPools:
         """Close every socket, whatever thread this is: shut first, which wakes a loop that still waits for it."""
         loop = self.loop()
         for stream in snapshot(self.network.streams):
-            if loop is None or loop.is_closed() or not loop.is_running():
+            stream.wake()
+            if loop is None or loop.is_closed():
                 stream.close()
-            else:
-                loop.call_soon_threadsafe(stream.abort)
+                continue
+            with contextlib.suppress(RuntimeError):  # it was closed just now
+                loop.call_soon_threadsafe(stream.close_idle)
 
 
 def _ssl_context() -> ssl.SSLContext:

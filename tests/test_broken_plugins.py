@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import os
 import re
@@ -398,7 +399,10 @@ def test_ctrl_c_stops_the_wait_and_leaves_the_plugin_sound(site: Path) -> None:
     print(registry.report("slow", load=False).status, registry.get("slow").name)
     """
     command = [sys.executable, "-c", textwrap.dedent(code)]
-    with subprocess.Popen(command, env=environment(site), stdout=subprocess.PIPE, text=True) as process:
+    heeding = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # ignored in what a shell runs behind it
+    with subprocess.Popen(
+        command, env=environment(site), stdout=subprocess.PIPE, text=True, preexec_fn=heeding
+    ) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "loading\n"
         process.send_signal(signal.SIGINT)

@@ -207,6 +207,11 @@ def test_debug_shows_the_traceback(llm_hub: LlmHub, vllm: FakeVLLM) -> None:
     assert b"BackendUnreachable" in done.stderr
 
 
+def _heed_interrupts() -> None:
+    """What runs in the background of a shell ignores Ctrl-C, and so would its children."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_ctrl_c_stops_the_generation_at_once(environ: dict[str, str], vllm: FakeVLLM, tmp_path: Path) -> None:
     vllm.fault(Fault.HANG_BETWEEN_CHUNKS, after=3)
     process = subprocess.Popen(
@@ -216,6 +221,7 @@ def test_ctrl_c_stops_the_generation_at_once(environ: dict[str, str], vllm: Fake
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
+        preexec_fn=_heed_interrupts,
     )
     vllm.wait_for_requests(1, timeout=20)
     assert process.stdout is not None

@@ -545,3 +545,101 @@ def test_a_timeout_is_a_number_above_nothing(hub: Hub, ask: Ask, timeout: Any) -
 def test_an_unknown_feature_is_refused_with_those_that_there_are(hub: Hub) -> None:
     with pytest.raises(InvalidRequest, match="no feature 'levitation'.*tools"):
         hub.text(features={"levitation"})
+
+
+def test_a_stream_that_is_dropped_half_read_tells_the_backend_at_once_and_takes_no_lock(
+    hub: Hub, vllm: FakeVLLM, ollama: FakeOllama
+) -> None:
+    server: Any = vllm if hub.explain("text").backend == "vllm" else ollama
+    server.fault(Fault.HANG_BETWEEN_CHUNKS, after=3)
+    stream = hub.text().stream("Count from 1 to 20.")
+    next(stream)
+    pool: Any = next(iter(hub._transport._pools.values()))
+    with pool._optional_thread_lock:  # as if the collector ran while this thread was in the pool
+        del stream
+        gc.collect()
+    assert server.requests[-1].wait(1.0)
+    assert server.requests[-1].gone_early
+    server.clear_faults()
+    assert hub.text().chat("ping", timeout=5).text == "pong"
+
+
+def test_a_stream_can_be_closed_while_another_thread_waits_for_it(hub: Hub, vllm: FakeVLLM, ollama: FakeOllama) -> None:
+    server: Any = vllm if hub.explain("text").backend == "vllm" else ollama
+    server.fault(Fault.HANG_BETWEEN_CHUNKS, after=3)
+    stream = hub.text().stream("Count from 1 to 20.")
+    caught: list[BaseException] = []
+
+    def read() -> None:
+        try:
+            for _ in stream:
+                pass
+        except BaseException as error:
+            caught.append(error)
+
+    thread = threading.Thread(target=read)
+    thread.start()
+    server.wait_for_requests(1)
+    time.sleep(0.1)
+    stream.close()
+    thread.join(2)
+    assert not thread.is_alive()
+    assert isinstance(caught[0], Cancelled)
+    epoch: Any = hub._epochs.current
+    assert not epoch.tokens
+
+
+def test_a_stream_can_be_closed_while_another_task_waits_for_it(hub: Hub, vllm: FakeVLLM, ollama: FakeOllama) -> None:
+    server: Any = vllm if hub.explain("text").backend == "vllm" else ollama
+    server.fault(Fault.HANG_BETWEEN_CHUNKS, after=3)
+
+    async def go() -> None:
+        stream = hub.text().astream("Count from 1 to 20.")
+
+        async def read() -> None:
+            async for _ in stream:
+                pass
+
+        task = asyncio.create_task(read())
+        await asyncio.sleep(0.2)
+        await stream.aclose()
+        with pytest.raises(Cancelled):
+            await asyncio.wait_for(task, 2)
+
+    asyncio.run(go())
+
+
+def test_closing_the_hub_wakes_the_calls_of_a_loop_that_does_not_run_just_now(
+    environ: dict[str, str], vllm: FakeVLLM
+) -> None:
+    hub = Hub.from_env({**environ, "LLM_PROVIDER": "vllm"})
+    vllm.fault(Fault.HANG_BEFORE_HEADERS)
+    loop = asyncio.new_event_loop()
+    try:
+        task = loop.create_task(hub.text().achat("ping", timeout=20))
+        loop.run_until_complete(asyncio.sleep(0.2))
+        hub.close()
+        with pytest.raises(BackendError):
+            loop.run_until_complete(asyncio.wait_for(task, 2))
+    finally:
+        loop.close()
+
+
+def test_a_backend_that_hangs_is_part_of_the_status_and_not_the_end_of_it(
+    environ: dict[str, str], vllm: FakeVLLM
+) -> None:
+    with Hub.from_env({**environ, "LLM_PROVIDER": "vllm", "LLM_FALLBACK": "ollama"}) as hub:
+        vllm.fault(Fault.HANG_BEFORE_HEADERS)
+        status = hub.status(timeout=0.3)
+        assert {one.name: one.probe.ok for one in status.backends} == {"vllm": False, "ollama": True}
+        assert status.ready, "the fallback serves"
+
+
+def test_the_deadline_that_passes_at_the_first_backend_names_it(
+    environ: dict[str, str], vllm: FakeVLLM, ask: Ask
+) -> None:
+    with Hub.from_env({**environ, "LLM_PROVIDER": "vllm", "LLM_FALLBACK": "ollama"}) as hub:
+        vllm.fault(Fault.HANG_BEFORE_HEADERS)
+        with pytest.raises(DeadlineExceeded) as caught:
+            ask(hub, "ping", timeout=0.2)
+        assert (caught.value.backend, caught.value.stage) == ("vllm", "total")
