@@ -5,15 +5,15 @@ This is how vLLM enforces `tool_choice` inside: whatever the model would have li
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import msgspec
 
 from llm_hub.errors import ProtocolError, UnsupportedFeature
-from llm_hub.messages import ChatRequest, Tool, ToolCall
+from llm_hub.messages import ChatChunk, ChatRequest, Tool, ToolCall, ToolCallDelta
 
-__all__ = ["call_in", "call_schema", "is_forced"]
+__all__ = ["ForcedCalls", "call_in", "call_schema", "is_forced"]
 
 _ANYTHING: Mapping[str, Any] = {"type": "object", "properties": {}}
 
@@ -93,3 +93,36 @@ def call_in(text: str, *, id: str) -> ToolCall:  # noqa: A002 - it is what the f
             hint="The server ignored the schema; upgrade it, or offer the tools with tool_choice 'auto'.",
         ) from error
     return ToolCall(id=id, name=written.name, arguments=msgspec.json.encode(arguments).decode())
+
+
+class ForcedCalls:
+    """Passes on the chunks of a forced answer, the text of each choice turned into the call that it is.
+
+    Calls that the server found itself, and an answer that was cut, are passed on as they are. Raises ProtocolError from the
+    chunk that ends a choice whose text is no call.
+    """
+
+    __slots__ = ("_called", "_emit", "_held", "_request")
+
+    def __init__(self, request: ChatRequest, emit: Callable[[ChatChunk], None]) -> None:
+        self._request = request
+        self._emit = emit
+        self._held: dict[int, list[str]] = {}
+        self._called: set[int] = set()
+
+    def __call__(self, chunk: ChatChunk) -> None:
+        """Pass this chunk on, without its text."""
+        held = self._held.setdefault(chunk.index, [])
+        if chunk.text:
+            held.append(chunk.text)
+            chunk = msgspec.structs.replace(chunk, text="")
+        if chunk.tool_calls:
+            self._called.add(chunk.index)
+        if chunk.finish_reason == "stop" and chunk.index not in self._called:
+            before = sum(len(message.tool_calls) for message in self._request.messages)
+            call = call_in("".join(held), id=f"call_{before + chunk.index}")
+            delta = ToolCallDelta(0, call.id, call.name, call.arguments)
+            chunk = msgspec.structs.replace(chunk, tool_calls=(delta,), finish_reason="tool_calls")
+        elif chunk.finish_reason is not None:
+            chunk = msgspec.structs.replace(chunk, text="".join(held))
+        self._emit(chunk)

@@ -106,6 +106,15 @@ def test_a_call_can_be_required(shared: EngineBackend, ask: Ask, choice: str) ->
     assert response.finish_reason == "tool_calls"
 
 
+@pytest.mark.parametrize("choice", ["required", "get_weather", "get_time"])
+def test_a_required_call_is_one_whatever_is_said(shared: EngineBackend, ask: Ask, choice: str) -> None:
+    response = ask(shared, "Hello", tools=(WEATHER, TIME), tool_choice=choice, max_tokens=100)
+    (call,) = response.tool_calls
+    assert call.name in ("get_weather", TIME.name) if choice == "required" else call.name == choice
+    assert isinstance(call.parsed(), dict)
+    assert (response.finish_reason, response.text) == ("tool_calls", "")
+
+
 def test_no_call_can_be_required_too(shared: EngineBackend, ask: Ask) -> None:
     response = ask(shared, "What is the weather in Paris?", tools=(WEATHER,), tool_choice="none")
     assert response.tool_calls == ()

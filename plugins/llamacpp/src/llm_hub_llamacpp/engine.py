@@ -16,6 +16,7 @@ from llm_hub.call import Call
 from llm_hub.capabilities import Capability, Feature, ModelInfo, Probe, Rung
 from llm_hub.config import Progress
 from llm_hub.errors import BackendFailed, HubError, InvalidRequest, ModelNotFound, ProtocolError
+from llm_hub.forced_calls import ForcedCalls, is_forced
 from llm_hub.messages import ChatChunk, ChatRequest, Message
 from llm_hub.openai_decoding import ChunkStream
 from llm_hub.openai_dialect import classify_error
@@ -121,6 +122,8 @@ class LlamaCppEngine:
         loaded, header = self._ready(name, call)
         body = encode(request, self.settings, self._profile(name), header)
         decoder = ChunkStream(n=request.n)
+        if is_forced(request):
+            emit = ForcedCalls(request, emit)
         failure: BaseException | None = None
 
         def take(event: bytes) -> bool:

@@ -8,6 +8,7 @@ import msgspec
 
 from llm_hub.capabilities import Feature
 from llm_hub.errors import InvalidRequest, UnsupportedFeature
+from llm_hub.forced_calls import call_schema
 from llm_hub.messages import ChatRequest, Message, ResponseFormat
 from llm_hub.openai_dialect import encode_body
 from llm_hub.openai_encoding import to_json
@@ -137,21 +138,25 @@ def _with_system(request: ChatRequest, profile: Profile) -> ChatRequest:
 
 
 def _with_choice_of_tools(request: ChatRequest) -> ChatRequest:
-    """`none` and a named tool, which llama.cpp does not do.
+    """The choice of tools, which llama.cpp does not make.
 
-    With "none" it shows the model the tools all the same, which then writes its call as text; a name it takes for "auto".
-    So no tools are sent, or that one, which is required.
+    With "none" it shows the model the tools all the same, which then writes its call as text; a name it takes for "auto"; and
+    "required" it forgets with chat templates that it does not know by name. So no tools are sent, or those that may be
+    called, with a schema that leaves the model nothing else.
     """
     choice = request.tool_choice
-    if not request.tools or choice in (None, "auto", "required"):
+    if not request.tools or choice in (None, "auto"):
         return request
     if choice == "none":
         return msgspec.structs.replace(request, tools=(), tool_choice=None)
-    named = tuple(tool for tool in request.tools if tool.name == choice)
-    if not named:
+    offered = tuple(tool for tool in request.tools if choice in ("required", tool.name))
+    if not offered:
         names = ", ".join(tool.name for tool in request.tools)
         raise InvalidRequest(f"tool_choice is {choice!r}, but the tools are {names}")
-    return msgspec.structs.replace(request, tools=named, tool_choice="required")
+    schema = call_schema(request)
+    check_schema(schema)
+    form = ResponseFormat.json_schema(schema, name="call")
+    return msgspec.structs.replace(request, tools=offered, tool_choice=None, response_format=form)
 
 
 def _thinking(request: ChatRequest) -> dict[str, Any]:
