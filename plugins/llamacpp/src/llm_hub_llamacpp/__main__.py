@@ -25,6 +25,7 @@ _BUSY = re.compile(r"^llamacpp:requests_(?:processing|deferred) (\d+)", re.MULTI
 def _arguments(given: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m llm_hub_llamacpp",
+        allow_abbrev=False,  # or `--api-key KEY` would be taken for the name of a variable, and the key be printed
         description="Serve a GGUF model over the OpenAI API: /health, /v1/models, /v1/chat/completions, /metrics.",
     )
     add = parser.add_argument

@@ -9,7 +9,7 @@ import functools
 import mmap
 import struct
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -55,6 +55,7 @@ _BLOCKS = {
     34: (54, 256),
     35: (66, 256),
 }
+_MOST_DIMENSIONS = 8
 _LONGEST_KEPT = 1 << 20  # a chat template is kept, a megabyte of text is none
 
 
@@ -66,7 +67,6 @@ class Header(msgspec.Struct, frozen=True, kw_only=True):
     name: str | None = None
     context_length: int | None = None
     chat_template: str | None = None
-    split_count: int = 1
     size: int = 0
 
     @property
@@ -124,6 +124,14 @@ def _hint_for(start: bytes) -> str:
     return "Name a GGUF file; models in other formats (safetensors, PyTorch) are served by vLLM."
 
 
+T = TypeVar("T")
+
+
+def _as(kind: type[T], value: object) -> T | None:
+    """A value if it is of the kind that it should be."""
+    return value if isinstance(value, kind) else None
+
+
 class _CutShort(Exception):
     """The file ends too early."""
 
@@ -148,15 +156,14 @@ class _Reader:
             value = self._value(kind)
             if value is not None:
                 about[key] = value
-        self._check_tensors(tensors, about.get("general.alignment", 32), size)
-        architecture = str(about.get("general.architecture", "unknown"))
+        self._check_tensors(tensors, _as(int, about.get("general.alignment")) or 32, size)
+        architecture = _as(str, about.get("general.architecture")) or "unknown"
         return Header(
             architecture=architecture,
-            kind=str(about.get("general.type", "model")),
-            name=about.get("general.name"),
-            context_length=about.get(f"{architecture}.context_length"),
-            chat_template=about.get("tokenizer.chat_template"),
-            split_count=about.get("split.count", 1) or 1,
+            kind=_as(str, about.get("general.type")) or "model",
+            name=_as(str, about.get("general.name")),
+            context_length=_as(int, about.get(f"{architecture}.context_length")),
+            chat_template=_as(str, about.get("tokenizer.chat_template")),
             size=size,
         )
 
@@ -210,6 +217,8 @@ class _Reader:
         for _ in range(count):
             self._text()
             (dimensions,) = self._take("I")
+            if dimensions > _MOST_DIMENSIONS:
+                raise _CutShort(f"it has a tensor of {dimensions} dimensions")
             elements = 1
             for length in self._take(f"{dimensions}Q"):
                 elements *= length

@@ -138,7 +138,11 @@ def load(plan: Plan, progress: Callable[[float | None], None]) -> Loaded:
         if found is None:
             progress(0.0)
             _warm([plan.path, *([plan.mmproj] if plan.mmproj else [])], progress)
+            if _forked_with_models and (said := reason_of_failure(plan)) is not None:
+                raise _unloadable(plan, said)
             found = _loaded[plan] = Loaded(plan, _serve_privately(plan))
+            if _forked_with_models:
+                _keep_for_ever(found)
         return found
 
 
@@ -190,10 +194,7 @@ def _serve_privately(plan: Plan) -> Any:
         try:
             server = xllamacpp.Server(params)
         except RuntimeError as error:
-            raise BackendFailed(
-                f"llama.cpp cannot load {plan.path}: {reason_of_failure(plan) or error}",
-                hint="Check the file, the memory that is free, and the backend's settings.",
-            ) from error
+            raise _unloadable(plan, reason_of_failure(plan) or str(error)) from error
         # A server that is deleted before its loop has begun waits for it for ever, and holds the interpreter's lock while it
         # does. An answer from the loop shows that it has begun.
         server.handle_metrics()
@@ -201,6 +202,13 @@ def _serve_privately(plan: Plan) -> Any:
     finally:
         if folder is not None:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _unloadable(plan: Plan, said: str) -> BackendFailed:
+    return BackendFailed(
+        f"llama.cpp cannot load {plan.path}: {said}",
+        hint="Check the file, the memory that is free, and the backend's settings.",
+    )
 
 
 def _private_folder() -> str | None:
@@ -256,14 +264,16 @@ def _has_gpu() -> bool:
 # -- why it failed ----------------------------------------------------------------------------------------------------
 
 _AUTOPSY = """\
-import sys, msgspec, xllamacpp
+import os, sys, msgspec, xllamacpp
 from llm_hub_llamacpp.loading import Plan, parameters
 params = parameters(msgspec.json.decode(sys.stdin.buffer.read(), type=Plan))
 params.verbosity = 1
 try:
-    xllamacpp.Server(params)
+    server = xllamacpp.Server(params)
 except RuntimeError:
     pass
+sys.stderr.flush()
+os._exit(0)
 """
 
 
@@ -302,21 +312,27 @@ def first_complaint(log: str) -> str | None:
 # -- forks ------------------------------------------------------------------------------------------------------------
 
 _forked_with_models = False
+"""Is this the child of a process that had models in memory?
+
+llama.cpp keeps threads for the whole process beside those of each server. In such a child they are gone, and whatever waits
+for them to end (deleting a server, a load that fails, the clean-up at exit) hangs or aborts. So there nothing is deleted,
+a load is tried in another process first, and the C library is told to leave without cleaning up.
+"""
 
 
 def abandon_all() -> None:
-    """In the child of a fork: forget the models without touching them, because their threads stayed in the parent.
-
-    A server that is deleted waits for its threads, so these are kept for ever. And when the process ends, llama.cpp's
-    own clean-up would wait for one too, and abort: the C library is told to leave before it.
-    """
+    """In the child of a fork: forget the models without touching them, because their threads stayed in the parent."""
     global _loading, _forked_with_models
     _loading = threading.Lock()
     for loaded in list(_loaded.values()):
-        ctypes.pythonapi.Py_IncRef(ctypes.py_object(loaded.server))
+        _keep_for_ever(loaded)
     if len(_loaded) and not _forked_with_models:
         _forked_with_models = True
         with contextlib.suppress(AttributeError, OSError):  # glibc alone has on_exit
             libc = ctypes.CDLL(None)
             libc.on_exit(ctypes.cast(libc._exit, ctypes.c_void_p), None)
     _loaded.clear()
+
+
+def _keep_for_ever(loaded: Loaded) -> None:
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(loaded.server))
