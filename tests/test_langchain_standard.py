@@ -171,7 +171,7 @@ class TestHubChatModel(ChatModelIntegrationTests):
 
     @property
     def chat_model_params(self) -> dict[str, Any]:
-        length = 64 if self.server.knows == "little" else 400  # it does not find the end of what it was not taught
+        length = 100 if self.server.knows == "little" else 400  # it does not find the end of what it was not taught
         return {"hub": self.server.hub, "model": self.server.models[0], "temperature": 0, "max_tokens": length}
 
     @property
