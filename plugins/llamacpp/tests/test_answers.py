@@ -98,6 +98,23 @@ def test_it_calls_two_tools_at_once(shared: EngineBackend, ask: Ask) -> None:
     assert len({call.id for call in response.tool_calls}) == 2
 
 
+def test_one_call_at_a_time_is_refused_where_it_cannot_be_kept_to(shared: EngineBackend, ask: Ask) -> None:
+    with pytest.raises(UnsupportedFeature, match="one call at a time") as caught:
+        ask(shared, "What is the weather in Paris and London?", tools=(WEATHER,), parallel_tool_calls=False)
+    assert caught.value.features == ("parallel_tool_calls",)
+    forced = ask(
+        shared, "What is the weather in Paris?", tools=(WEATHER,), parallel_tool_calls=False, tool_choice="required"
+    )
+    assert len(forced.tool_calls) == 1
+
+
+def test_a_call_can_be_required_whatever_the_schema_of_its_arguments_says(shared: EngineBackend, ask_once: Ask) -> None:
+    city = {"type": "string", "format": "city", "x-shown-as": "City"}
+    tool = Tool(name="get_weather", parameters={"type": "object", "properties": {"city": city}, "required": ["city"]})
+    (call,) = ask_once(shared, "What is the weather in Paris?", tools=(tool,), tool_choice="required").tool_calls
+    assert call.parsed() == {"city": "Paris"}
+
+
 @pytest.mark.parametrize("choice", ["required", "get_weather"])
 def test_a_call_can_be_required(shared: EngineBackend, ask: Ask, choice: str) -> None:
     response = ask(shared, "What is the weather in Paris?", tools=(TIME, WEATHER), tool_choice=choice)

@@ -10,7 +10,7 @@ import sys
 import textwrap
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -433,7 +433,7 @@ def test_a_probe_says_which_rung_broke_and_why(build: Build, tiny: Path, tmp_pat
 
 
 @pytest.fixture(scope="module")
-def default() -> EngineBackend:
+def default() -> Iterator[EngineBackend]:
     from llm_hub.config import BackendConfig, BuildContext
     from llm_hub.transport import Transport
     from llm_hub_llamacpp.plugin import llm_hub_text
@@ -441,7 +441,8 @@ def default() -> EngineBackend:
     config = BackendConfig(name="default", plugin="llamacpp")
     backend = llm_hub_text(config, BuildContext(transport=Transport()))
     assert isinstance(backend, EngineBackend)
-    return backend
+    yield backend
+    backend.close()
 
 
 def test_the_default_model_answers_the_question_of_the_readme_whatever_the_seed(default: EngineBackend) -> None:

@@ -137,7 +137,7 @@ def test_calls_that_run_may_end_before_it_stops(tiny: Path) -> None:
         answers: list[str] = []
         body = {
             "messages": [{"role": "user", "content": "Count from 1 to 60."}],
-            "max_tokens": 300,
+            "max_tokens": 60,
             "ignore_eos": True,
             "stream": True,
         }

@@ -108,6 +108,12 @@ def _check(request: ChatRequest, settings: LlamaCppSettings, header: Header) -> 
                 features=("tools",),
                 hint="Choose a model that was trained to call tools.",
             )
+        if request.parallel_tool_calls is False and request.tool_choice in (None, "auto"):
+            raise UnsupportedFeature(
+                "it cannot keep the model to one call at a time",
+                features=("parallel_tool_calls",),
+                hint="Leave it out and take the first call, or require a call with tool_choice.",
+            )
         if request.response_format is not None:
             raise UnsupportedFeature(
                 "it cannot offer tools and prescribe the form of the answer at once: the model could call none",
@@ -153,9 +159,8 @@ def _with_choice_of_tools(request: ChatRequest) -> ChatRequest:
     if not offered:
         names = ", ".join(tool.name for tool in request.tools)
         raise InvalidRequest(f"tool_choice is {choice!r}, but the tools are {names}")
-    schema = call_schema(request)
-    check_schema(schema)
-    form = ResponseFormat.json_schema(schema, name="call")
+    # Keywords that llama.cpp leaves out do no harm here: nobody promises that arguments follow their schema.
+    form = ResponseFormat.json_schema(call_schema(request), name="call", strict=False)
     return msgspec.structs.replace(request, tools=offered, tool_choice=None, response_format=form)
 
 
