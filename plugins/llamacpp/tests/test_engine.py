@@ -341,7 +341,7 @@ def test_a_call_is_cancelled_or_times_out_while_it_answers(shared: EngineBackend
         shared.chat(ENDLESS, Call(cancel=token))
     with pytest.raises(DeadlineExceeded):
         list(shared.stream(ENDLESS, Call(timeout=0.05)))
-    assert time.monotonic() - began < 0.05 + 0.1 + 0.05 + 0.1
+    assert time.monotonic() - began < 1.0  # it would go on for much longer
     assert idle(shared, within=0.5)
 
 
@@ -349,17 +349,13 @@ def test_a_long_prompt_can_be_cancelled_before_anything_is_answered(build: Build
     backend = build(tiny, n_batch=8)
     ask_once(backend, "ping")
     began = time.monotonic()
-    backend.chat(msgspec_with_one_token(), Call())
+    backend.chat(say("ho " * 900, max_tokens=1), Call())
     whole = time.monotonic() - began
     began = time.monotonic()
     with pytest.raises(DeadlineExceeded):
         backend.chat(SLOW, Call(timeout=whole / 10))
-    assert idle(backend, within=whole / 2)
-    assert time.monotonic() - began < whole * 0.8
-
-
-def msgspec_with_one_token() -> ChatRequest:
-    return say("ho " * 900, max_tokens=1)
+    assert idle(backend, within=whole * 0.7)
+    assert time.monotonic() - began < whole * 0.9
 
 
 def test_closing_while_it_answers_fails_the_call_and_frees_the_model(build: Build, copied: Path) -> None:
