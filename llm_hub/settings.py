@@ -55,10 +55,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
     `backends` are the instances that the file or the environment configures, by name, their options as written (see
     `bind_options`). `providers`, `provider` and `fallback` are what LLM_TEXT_PROVIDER…, LLM_PROVIDER and LLM_FALLBACK
-    name. `providers` and `routes` have a capability, "vision.read" or "vision.describe" for keys. `assignments` are in the order of the
-    file. `allowed` None allows every plugin. `config_path` is the file that was read, `state_path` the control file,
-    which need not exist. `sources` says for each setting, written as in the file, where its value comes from.
-    `warnings` are for the operator. `ollama_variables` are the OLLAMA_* variables that are set.
+    name. `providers` and `routes` have a capability, "vision.read" or "vision.describe" for keys. `assignments` are in
+    the order of the file. `allowed` None allows every plugin. `config_path` is the file that was read, `state_path` the
+    control file, which need not exist. `sources` says for each setting, written as in the file, where its value comes
+    from. `warnings` are for the operator. `ollama_variables` are the OLLAMA_* variables that are set.
     """
 
     backends: Mapping[str, BackendConfig] = {}

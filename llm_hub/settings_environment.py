@@ -111,9 +111,8 @@ def warn_of_misspelt(environ: Mapping[str, str]) -> list[str]:
             continue
         if name.startswith("LLM_HUB_"):
             if not name.startswith("LLM_HUB_TEST_"):
-                warnings.append(
-                    f"{name} is no setting of llm-hub. {suggestion(name, _OURS, cutoff=0.8) or 'See docs/reference/settings.md.'}"
-                )
+                near = suggestion(name, _OURS, cutoff=0.8) or "See docs/reference/settings.md."
+                warnings.append(f"{name} is no setting of llm-hub. {near}")
         elif near := suggestion(name, _OURS, cutoff=0.88):
             warnings.append(f"{name} is set, but never read. {near}")
     return [warning.strip() for warning in warnings]

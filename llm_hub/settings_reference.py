@@ -37,13 +37,14 @@ For each capability the first of these that names a backend decides:
 
 1. the call's own argument (`hub.text(backend="vllm")`, `llm-hub ask --backend vllm`)
 2. the control file (`llm-hub use`), unless `LLM_HUB_PIN` is set
-3. `LLM_TEXT_PROVIDER`, `LLM_EMBEDDING_PROVIDER`, `LLM_VISION_PROVIDER`; before that one `LLM_VISION_DESCRIBE_PROVIDER` and
-   `LLM_VISION_READ_PROVIDER`, because describing images and reading the text on them are chosen apart
+3. `LLM_TEXT_PROVIDER`, `LLM_EMBEDDING_PROVIDER`, `LLM_VISION_PROVIDER`; before that one
+   `LLM_VISION_DESCRIBE_PROVIDER` and `LLM_VISION_READ_PROVIDER`, because describing images and reading the
+   text on them are chosen apart
 4. `LLM_PROVIDER`, for the capabilities that this backend has a model for
 5. the route in the file
 6. the GPU assignment in the file
-7. the default: Ollama, or what is embedded where nothing is configured and no Ollama answers; for reading the text on images
-   always `tesseract`, because Ollama does not read
+7. the default: Ollama, or what is embedded where nothing is configured and no Ollama answers; for reading the text on
+   images always `tesseract`, because Ollama does not read
 
 Each single setting of a backend is taken from its variable if that is set, else from the file, else from the plugin.
 For the address of `ollama` that is `OLLAMA_BASE_URL`, then `OLLAMA_HOST`, then the file. A setting for one capability
@@ -65,8 +66,8 @@ _FILE_INTRODUCTION = f"""\
 
 It is the one that `LLM_HUB_CONFIG` names, else `{FILE_NAME}` in the current folder, else `{FILE_NAME}` in the user's
 configuration folder (on Linux `~/.config/llm-hub/`). It is [TOML](https://toml.io), UTF-8, at most 1 MiB. It says where
-prompts and keys are sent, so it must be as trustworthy as the program itself. Unknown keys are errors; keys of a backend
-that are not listed here are options of its plugin and checked against what that declares.
+prompts and keys are sent, so it must be as trustworthy as the program itself. Unknown keys are errors; keys of a
+backend that are not listed here are options of its plugin and checked against what that declares.
 
 ```toml
 [backends.ollama]                       # plugin = "ollama" is implied by the name

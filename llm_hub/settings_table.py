@@ -1,4 +1,4 @@
-"""Every variable and every key of the settings file: one table, from which both the parser and the reference are made."""
+"""Every variable and every key of the settings file: one table, for the parser and for the reference."""
 
 from __future__ import annotations
 
@@ -229,7 +229,7 @@ VARIABLES: tuple[Variable, ...] = (
         example="/var/lib/llm-hub/control.json",
     ),
 )
-"""Every variable. Nothing else of the environment is read, but that any OLLAMA_* variable counts as "Ollama is used"."""
+"""Every variable. Nothing else of the environment is read, but any OLLAMA_* variable counts as "Ollama is used"."""
 
 _WAITS = {
     "connect": "Until the connection stands.",
@@ -271,7 +271,7 @@ KEYS: tuple[Key, ...] = (
     Key(
         path=("backends", "NAME", "api_key_env"),
         kind="variable",
-        meaning="The variable that holds the key, which is sent as a bearer token. The key itself is refused in a file.",
+        meaning="The variable that holds the key, sent as a bearer token. The key itself is refused in a file.",
         default="none",
         example='api_key_env = "TEAM_VLLM_KEY"',
     ),

@@ -187,6 +187,8 @@ def test_a_port_that_ollama_ignores_is_ignored_with_a_warning(written: str, mean
         (":0", "port 0"),
         ("a:b:c", "no IPv6 address"),
         ("[x]", "no IPv6 address"),
+        ("[::1]8000", "no IPv6 address"),
+        ("[::1", "no IPv6 address"),
         ("user:pw@host", "user or password"),
         ("http://host?x", "query"),
         ("ho st", "a space"),

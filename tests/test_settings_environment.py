@@ -169,7 +169,10 @@ def test_ollama_host_is_the_address_of_ollama() -> None:
     settings = env(OLLAMA_HOST="gpu-box", OLLAMA_BASE_URL="http://other:1")
     assert settings.backends["ollama"].base_urls == {None: "http://other:1"}
     assert settings.backends["ollama"].source == "OLLAMA_BASE_URL"
-    assert env(("vllm",), OLLAMA_HOST="gpu-box").backends == {}
+    without = env(("vllm",), OLLAMA_HOST="gpu-box")
+    assert without.backends == {}
+    assert without.sources == {"state": "default"}
+    assert without.touches_ollama
 
 
 def test_any_variable_of_ollama_says_that_ollama_is_used() -> None:

@@ -114,6 +114,11 @@ def test_an_assignment_without_capabilities_has_those_of_its_models_else_text() 
         ("[gpu.assign.ollama]\ngpus = ['RTX 4090']", 2, "'RTX 4090' names no GPU"),
         ("[gpu.assign.ollama]\ngpus = [0, 0]", 2, "the GPU 0 is named twice"),
         (
+            "[gpu.assign.ollama]\ncapabilities = ['txt']",
+            2,
+            "'txt' is no capability. Did you mean 'text'? There are: embed",
+        ),
+        (
             "[gpu.assign.ollama]\ncapabilities = ['chat']",
             2,
             "'chat' is no capability. There are: embedding, text, vision",
