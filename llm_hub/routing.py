@@ -34,6 +34,7 @@ from llm_hub.messages import (
     ServedBy,
     TokenCount,
 )
+from llm_hub.promises import check_promises
 from llm_hub.runtime import Destination, Route, Runtime
 from llm_hub.selection import Ask, elsewhere
 from llm_hub.streams import collect
@@ -120,8 +121,9 @@ async def in_order(
     raise failed
 
 
-def _checked(response: ChatResponse, n: int) -> ChatResponse:
-    """The answer, if it is one: as many choices as were asked for, each at its end."""
+def _checked(response: ChatResponse, request: ChatRequest) -> ChatResponse:
+    """The answer, if it is one: as many choices as were asked for, each at its end and what it was to be."""
+    n = request.n
     found: object = response
     if not isinstance(found, ChatResponse):
         raise ProtocolError(f"its plugin answered with a {type(found).__name__} in place of a ChatResponse")
@@ -129,6 +131,7 @@ def _checked(response: ChatResponse, n: int) -> ChatResponse:
         raise ProtocolError(
             f"its plugin answered with {len(found.choices)} of {n} choices, or with one that has no end"
         )
+    check_promises(request, found)
     return found
 
 
@@ -223,7 +226,7 @@ async def route_chat(
     """A whole answer. Raises the errors of `llm_hub.errors`; `earlier` holds those of the destinations before."""
 
     async def attempt(destination: Destination, to_send: ChatRequest) -> ChatResponse:
-        return _checked(await world.chat(destination.backend, to_send, call), to_send.n)
+        return _checked(await world.chat(destination.backend, to_send, call), to_send)
 
     lease = epochs.lease()
     try:
@@ -291,6 +294,7 @@ class _Stream:
         self._epochs = epochs
         self._ask = ask
         self._request = request
+        self._asked: ChatRequest | None = None
         self._wanted = 1
         self._call = call
         # A token of its own, so that the stream can be closed while another thread or task waits for its next chunk.
@@ -345,6 +349,7 @@ class _Stream:
             request = await self._world.apart(request)
         request, needs = await _ready(self._world, request)
         self._wanted = request.n
+        self._asked = request
         (self._chunks, held), self.served_by = await in_order(
             self._world, self._lease, self._ask, request, needs, self._call, attempt
         )
@@ -407,6 +412,8 @@ class _Stream:
         timings = msgspec.structs.replace(
             response.timings, total=time.monotonic() - self._call.started, first_chunk=self._first
         )
+        if self._asked is not None:
+            check_promises(self._asked, response)
         self._response = msgspec.structs.replace(response, served_by=self.served_by, timings=timings)
 
     def _release(self) -> None:
