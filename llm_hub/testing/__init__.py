@@ -25,9 +25,11 @@ if TYPE_CHECKING:
     from llm_hub.testing.model import Turn as Turn
     from llm_hub.testing.ollama import FakeOllama as FakeOllama
     from llm_hub.testing.pictures import draw as draw
+    from llm_hub.testing.proxy import RecordingProxy as RecordingProxy
     from llm_hub.testing.recordings import Recording as Recording
     from llm_hub.testing.recordings import load as load
     from llm_hub.testing.recordings import load_folder as load_folder
+    from llm_hub.testing.recordings import save as save
     from llm_hub.testing.replay import ReplayServer as ReplayServer
     from llm_hub.testing.server import FakeServer as FakeServer
     from llm_hub.testing.vllm import FakeVLLM as FakeVLLM
@@ -46,6 +48,7 @@ _HOME = {
     "Pause": "exchange",
     "Prompt": "model",
     "Recording": "recordings",
+    "RecordingProxy": "proxy",
     "ReplayServer": "replay",
     "Reply": "exchange",
     "Request": "exchange",
@@ -58,6 +61,7 @@ _HOME = {
     "install_distribution": "distributions",
     "load": "recordings",
     "load_folder": "recordings",
+    "save": "recordings",
 }
 
 __all__ = [
@@ -74,6 +78,7 @@ __all__ = [
     "Pause",
     "Prompt",
     "Recording",
+    "RecordingProxy",
     "ReplayServer",
     "Reply",
     "Request",
@@ -86,6 +91,7 @@ __all__ = [
     "install_distribution",
     "load",
     "load_folder",
+    "save",
 ]
 
 

@@ -1,46 +1,65 @@
-"""Recorded HTTP exchanges: one JSON file each, loaded into a typed `Recording`."""
+"""Recorded HTTP exchanges: one JSON file each, loaded into a typed `Recording` and written from one."""
 
 from __future__ import annotations
 
+import base64
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-__all__ = ["RecordedChunk", "RecordedRequest", "RecordedResponse", "Recording", "load", "load_folder"]
+__all__ = ["RecordedChunk", "RecordedRequest", "RecordedResponse", "Recording", "load", "load_folder", "save"]
 
 
-class RecordedRequest(msgspec.Struct, frozen=True):
-    """What was asked. `json` is the decoded body; `raw` is the body's text where it was not valid JSON on purpose."""
+class RecordedRequest(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What was asked. `json` is the decoded body; `raw` is the body's text where it was not valid JSON on purpose, and
+    `base64` its bytes where they are no text.
+    """
 
     method: str
     path: str
     json: Any = None
     raw: str | None = None
+    base64: str | None = None
 
     @property
     def body(self) -> bytes | None:
         """The body's bytes (JSON in msgspec's spelling), None for a request without one."""
+        if self.base64 is not None:
+            return base64.b64decode(self.base64)
         if self.raw is not None:
             return self.raw.encode()
         return None if self.json is None else msgspec.json.encode(self.json)
 
 
-class RecordedChunk(msgspec.Struct, frozen=True):
-    """One read from the socket: its text, and the milliseconds since the request began."""
+class RecordedChunk(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One read from the socket: its text, and the milliseconds since the request began.
+
+    `base64` has the bytes instead where they are no text of their own, as where a read ends within a character.
+    """
 
     ms: float
-    text: str
+    text: str = ""
+    base64: str | None = None
+
+    @classmethod
+    def of(cls, data: bytes, ms: float) -> RecordedChunk:
+        """A chunk of these bytes, as text if they are one."""
+        try:
+            return cls(ms, data.decode())
+        except UnicodeDecodeError:
+            return cls(ms, base64=base64.b64encode(data).decode())
 
     @property
     def data(self) -> bytes:
         """The bytes that were read."""
-        return self.text.encode()
+        return self.text.encode() if self.base64 is None else base64.b64decode(self.base64)
 
 
 class RecordedResponse(msgspec.Struct, frozen=True):
-    """What came back. `status` is None where the connection failed, and `transport_error` then says how."""
+    """What came back. Where the connection failed, `transport_error` says how; `status` is None if no answer had begun."""
 
     status: int | None = None
     http_version: str | None = None
@@ -68,9 +87,9 @@ class Recording(msgspec.Struct, frozen=True):
 
     @property
     def headers(self) -> dict[str, str]:
-        """The response's headers, with the length that the body really has where a length was sent."""
+        """The response's headers, with the length that the body really has where a length was sent and the body is whole."""
         headers = {key.lower(): value for key, value in self.response.headers.items()}
-        if "content-length" in headers:
+        if "content-length" in headers and self.response.transport_error is None and self.request.method != "HEAD":
             headers["content-length"] = str(len(self.response.body))
         return headers
 
@@ -110,3 +129,18 @@ def load_folder(folder: Path | str) -> list[Recording]:
     if not paths:
         raise FileNotFoundError(f"no recordings (*.json) in {folder}")
     return [load(path) for path in paths]
+
+
+def save(recording: Recording, folder: Path | str) -> Path:
+    """Write a recording to `folder` under its name, all of it or nothing; the folder is made if it is not there."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{recording.name}.json"
+    file = _File(note=recording.note, request=recording.request, response=recording.response)
+    unfinished = folder / f".{recording.name}.{os.getpid()}.tmp"
+    try:
+        unfinished.write_bytes(msgspec.json.format(msgspec.json.encode(file), indent=1) + b"\n")
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+    return path

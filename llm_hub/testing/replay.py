@@ -8,8 +8,9 @@ from typing import Any, TypeAlias
 
 import msgspec
 
-from llm_hub.testing.exchange import Answer, Pause, Reply, Request, Reset, Script, Step
+from llm_hub.testing.exchange import Answer, Close, Pause, Reply, Request, Reset, Script, Step
 from llm_hub.testing.recordings import Recording
+from llm_hub.testing.scrubbing import Scrubber
 from llm_hub.testing.server import FakeServer
 
 __all__ = ["Match", "ReplayServer", "best_match"]
@@ -42,19 +43,21 @@ def best_match(request: Request, recordings: Iterable[Recording]) -> Recording |
 
     Clients differ in what they add (options, keep_alive, stream: false). So where no body is equal, the one counts
     that has the same model, input (messages, prompt, texts) and streaming, and differs in the fewest other fields;
-    of equals the first.
+    of equals the first. Secrets are masked in recordings, so those of the request do not count.
     """
-    same_route = [r for r in recordings if r.request.method == request.method and r.request.path == request.path]
+    clean = Scrubber()
+    paths = (request.path, clean.path(request.path))
+    same_route = [r for r in recordings if r.request.method == request.method and r.request.path in paths]
     try:
         asked = request.json if request.body else None
     except ValueError:
         asked = None
-        raw = request.body.decode(errors="surrogateescape")
-        return next((r for r in same_route if r.request.raw == raw), None)
+        return next((r for r in same_route if r.request.body == request.body and r.request.json is None), None)
+    masked = clean.json(asked)
     best: tuple[int, Recording] | None = None
     for recording in same_route:
         recorded = recording.request.json
-        if recorded == asked and recording.request.raw is None:
+        if recorded in (asked, masked) and recording.request.raw is None and recording.request.base64 is None:
             return recording
         if not isinstance(recorded, dict) or not isinstance(asked, dict):
             continue
@@ -78,7 +81,8 @@ class ReplayServer(FakeServer):
     speed: 1.0 keeps the recorded times between chunks, 10.0 makes them ten times shorter, None leaves no time.
     gap: seconds between chunks instead, so that a client reads them one by one.
 
-    A recording of a failed connection resets the connection; alone, it refuses it.
+    A recording of a failed connection resets the connection, or alone refuses it; one of an answer that broke off is
+    replayed as far as it came, and then the connection is closed, or reset as it was.
     """
 
     def __init__(
@@ -130,3 +134,5 @@ class ReplayServer(FakeServer):
             elif self._gap and index:
                 yield Pause(self._gap)
             yield chunk.data
+        if (error := recording.response.transport_error) is not None:
+            yield Reset() if error.startswith("ReadError") else Close()
