@@ -7,10 +7,14 @@ import math
 import os
 import time
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from llm_hub.errors import Cancelled, DeadlineExceeded
+
+if TYPE_CHECKING:
+    from llm_hub.watching import Watching
 
 __all__ = ["Call", "CancelToken", "Timeouts"]
 
@@ -81,10 +85,10 @@ class Call:
     """One call on its way through the hub: total deadline, stage deadlines, cancellation, identity.
 
     `deadline` is on the clock of `time.monotonic()`, infinite when the caller gave none. `repeatable` False: the
-    request must reach a backend at most once. A `Call` belongs to one call and is not reused.
+    request must reach a backend at most once. `watching` tells observers how it goes on, where there are any. A `Call` belongs to one call and is not reused.
     """
 
-    __slots__ = ("_request_id", "cancel", "deadline", "repeatable", "started", "timeout", "timeouts")
+    __slots__ = ("_request_id", "cancel", "deadline", "repeatable", "started", "timeout", "timeouts", "watching")
 
     def __init__(
         self,
@@ -102,6 +106,7 @@ class Call:
         self.cancel = cancel
         self.repeatable = repeatable
         self._request_id = request_id
+        self.watching: Watching | None = None
 
     @property
     def request_id(self) -> str:

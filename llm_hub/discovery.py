@@ -12,14 +12,18 @@ import msgspec
 
 from llm_hub.capabilities import Capability
 
-__all__ = ["GROUP_PREFIX", "Installed", "installed", "load", "normalized"]
+__all__ = ["GROUP_PREFIX", "OBSERVER_GROUP", "Installed", "installed", "load", "normalized"]
 
 logger = logging.getLogger("llm_hub")
 
 GROUP_PREFIX = "llm_hub."
 """What the names of all entry point groups of the hub begin with."""
 
+OBSERVER_GROUP = GROUP_PREFIX + "observer"
+"""The group of the plugins that have the hook `llm_hub_observer`."""
+
 _CAPABILITIES = {capability.group: capability for capability in Capability}
+_KNOWN_GROUPS = {*_CAPABILITIES, OBSERVER_GROUP}
 _FIELD = re.compile(r"^(name|version):[ \t]*(.*?)[ \t]*$", re.IGNORECASE | re.MULTILINE)
 _SEPARATORS = re.compile(r"[-_.]+")
 _REFERENCE = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*(:[^\W\d]\w*(\.[^\W\d]\w*)*)?")
@@ -29,7 +33,8 @@ class Installed(msgspec.Struct, frozen=True, kw_only=True):
     """A plugin as its distribution's metadata declares it; nothing of it was imported.
 
     `value` is the object reference, `module` or `module:attribute`. `conflict` says why the name does not mean one
-    object: two distributions claim it (`rivals` has all of them), or its entries name different objects.
+    object: two distributions claim it (`rivals` has all of them), or its entries name different objects. `observes`: it
+    has an entry in the group `llm_hub.observer`.
     `unknown_groups` are the groups of the hub's prefix that hold its name and that this core does not know: misspelt, or
     of a newer core.
     """
@@ -42,6 +47,12 @@ class Installed(msgspec.Struct, frozen=True, kw_only=True):
     conflict: str | None = None
     rivals: tuple[str, ...] = ()
     unknown_groups: tuple[str, ...] = ()
+    observes: bool = False
+
+    @property
+    def offers(self) -> tuple[str, ...]:
+        """Its capabilities, and "observer" if it observes, sorted."""
+        return tuple(sorted([*map(str, self.capabilities), *(["observer"] if self.observes else [])]))
 
     @property
     def origin(self) -> str:
@@ -70,7 +81,7 @@ def load(plugin: Installed) -> object:
         raise ValueError(f"{plugin.value!r} is no object reference; it must be module or module:attribute")
     from stevedore.driver import DriverManager  # when first needed: most processes that list plugins load none
 
-    group = min((capability.group for capability in plugin.capabilities), default=GROUP_PREFIX)
+    group = min((capability.group for capability in plugin.capabilities), default=OBSERVER_GROUP)
     entry = EntryPoint(name=plugin.name, value=plugin.value, group=group)
 
     class Driver(DriverManager):  # type: ignore[type-arg]  # stevedore 5.5 has it, and no parameters for it
@@ -115,7 +126,8 @@ def _installed(name: str, entries: list[_Entry]) -> Installed:
         version=first.version,
         conflict=conflict,
         rivals=rivals,
-        unknown_groups=tuple(sorted({group for group in groups if group not in _CAPABILITIES})),
+        unknown_groups=tuple(sorted(set(groups) - _KNOWN_GROUPS)),
+        observes=OBSERVER_GROUP in groups,
     )
 
 

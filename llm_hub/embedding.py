@@ -19,6 +19,7 @@ from llm_hub.routing import in_order
 from llm_hub.runtime import Destination, Runtime
 from llm_hub.selection import Ask
 from llm_hub.transport import drive
+from llm_hub.watching import begin
 from llm_hub.worlds import ASYNC, BLOCKING, World
 
 __all__ = ["EmbeddingHandle", "route_embed"]
@@ -150,13 +151,20 @@ async def route_embed(
     async def may_serve(destination: Destination) -> None:
         await admit(world, runtime, ask, destination, call)
 
+    begin(lease, ask, "embed", call)
     try:
         needs = frozenset({Feature.DIMENSIONS}) if request.dimensions is not None else frozenset()
         response, served_by = await in_order(world, lease, ask, request, needs, call, attempt, admit=may_serve)
         if not served_by.fallback:
             await remember(world, runtime, ask, call)
+    except BaseException as error:
+        if call.watching is not None:
+            call.watching.failed(error)
+        raise
     finally:
         lease.release()
+    if call.watching is not None:
+        call.watching.ended(response, served_by)
     timings = msgspec.structs.replace(response.timings, total=time.monotonic() - call.started)
     return msgspec.structs.replace(response, served_by=served_by, timings=timings)
 

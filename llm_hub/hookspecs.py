@@ -1,7 +1,8 @@
 """The hooks of a plugin: they describe and build, and are never called while a request is served.
 
 A plugin is an object (a module will do) with some of these functions, each marked with `hookimpl`. Its entry points,
-one in the group of each capability that it offers, all name this one object.
+one in the group of each capability that it offers (and one in `llm_hub.observer`, if it observes), all name this one
+object.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import pluggy
 from llm_hub.capabilities import EmbeddingBackend, TextBackend, VisionBackend
 from llm_hub.config import BackendConfig, BuildContext
 from llm_hub.manifest import PluginManifest
+from llm_hub.observers import Observer
 
 __all__ = ["PROJECT", "hookimpl", "hookspec"]
 
@@ -42,3 +44,12 @@ def llm_hub_embedding(config: BackendConfig, context: BuildContext) -> Embedding
 @hookspec(firstresult=True)
 def llm_hub_vision(config: BackendConfig, context: BuildContext) -> VisionBackend | None:
     """Build a vision backend, as `llm_hub_text`."""
+
+
+@hookspec(firstresult=True)
+def llm_hub_observer(context: BuildContext) -> Observer | None:
+    """Make an observer of calls, switches and health (entry point group `llm_hub.observer`); None if it has nothing to do.
+
+    It is asked once a hub, when the hub is opened, and only where LLM_HUB_OBSERVERS names the plugin. A plugin may
+    offer this alone. Raise ConfigurationError for what is missing. See `llm_hub.observers.Observer`.
+    """

@@ -12,9 +12,10 @@ import msgspec
 
 from llm_hub.call import Call
 from llm_hub.capabilities import Capability, Feature, ModelInfo, Probe, Rung
-from llm_hub.config import Progress
+from llm_hub.config import BuildContext, Progress
 from llm_hub.epochs import Epoch, EpochStore
 from llm_hub.errors import HubClosed, HubError, InvalidRequest
+from llm_hub.observers import Watch, observers_named
 from llm_hub.runtime import Runtime
 from llm_hub.selection import Ask, Decision
 from llm_hub.text import TextHandle
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     import os
 
     from llm_hub.embedding import EmbeddingHandle
+    from llm_hub.observers import Observer
     from llm_hub.registry import PluginReport, Registry
     from llm_hub.settings import Settings
     from llm_hub.vision import VisionHandle
@@ -76,7 +78,8 @@ class Hub:
     """Asks the right backend. One hub serves any number of threads and event loops, and survives a fork.
 
     `settings` None means the defaults; see `from_env` for the environment. `plugins` are objects with hooks, by name,
-    that are used besides the installed ones. `progress` is told while a model loads. Opening a hub does no I/O
+    that are used besides the installed ones. `progress` is told while a model loads, `observers`
+    (besides those that the settings name) of calls, switches and health. Opening a hub does no I/O
     beyond reading what is installed.
     """
 
@@ -88,6 +91,7 @@ class Hub:
         registry: Registry | None = None,
         transport: Transport | None = None,
         progress: Callable[[Progress], None] | None = None,
+        observers: Iterable[Observer] = (),
     ) -> None:
         from llm_hub.registry import Registry
         from llm_hub.settings import Settings
@@ -105,7 +109,9 @@ class Hub:
             logger.warning("%s", warning)
         self._transport = transport or Transport()
         self._epochs: EpochStore[Runtime] = EpochStore()
-        runtime = Runtime(settings, self._registry, self._transport, progress=progress)
+        named = observers_named(settings.observers, self._registry, BuildContext(transport=self._transport))
+        self._watch = Watch((*named, *observers))
+        runtime = Runtime(settings, self._registry, self._transport, progress=progress, watch=self._watch)
         self._epochs.publish(self._epochs.next_epoch(runtime, _close_apart))
 
     @classmethod
@@ -116,6 +122,7 @@ class Hub:
         config: str | os.PathLike[str] | None = None,
         plugins: Mapping[str, object] | None = None,
         progress: Callable[[Progress], None] | None = None,
+        observers: Iterable[Observer] = (),
     ) -> Hub:
         """The hub that the environment and the settings file describe. `environ` defaults to `os.environ`.
 
@@ -129,7 +136,7 @@ class Hub:
         names = {plugin.name for plugin in found} | set(plugins or ())
         settings = Settings.from_env(environ, plugins=names, config=config)
         registry = Registry(found, plugins=plugins, allowed=settings.allowed, disabled=settings.disabled)
-        return cls(settings, registry=registry, progress=progress)
+        return cls(settings, registry=registry, progress=progress, observers=observers)
 
     # -- asking -------------------------------------------------------------------------------------------------------
 
@@ -286,6 +293,10 @@ class Hub:
         """What the current epoch holds; for tools that look inside, such as the doctor."""
         return self._epoch().value
 
+    def observing(self, *, timeout: float = 1.0) -> bool:
+        """Wait until the observers have taken note of what has happened so far. False if they have not by then, in seconds."""
+        return self._watch.flush(timeout)
+
     # -- closing ------------------------------------------------------------------------------------------------------
 
     def close(self) -> None:
@@ -298,6 +309,7 @@ class Hub:
                 epoch.value.close()
             finally:
                 self._transport.close()
+        self._watch.close()
 
     async def aclose(self) -> None:
         """`close`, from an event loop."""

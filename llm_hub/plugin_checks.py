@@ -43,7 +43,9 @@ class Fault(Exception):
 # -- hooks ------------------------------------------------------------------------------------------------------------
 
 
-def check_hooks(manager: pluggy.PluginManager, plugin: object, offered: frozenset[Capability]) -> None:
+def check_hooks(
+    manager: pluggy.PluginManager, plugin: object, offered: frozenset[Capability], *, observes: bool = False
+) -> None:
     """Raise Fault unless everything that looks like a hook is one, and the hooks are those of the entry points.
 
     `manager` is the one that the plugin is registered with, alone.
@@ -61,18 +63,17 @@ def check_hooks(manager: pluggy.PluginManager, plugin: object, offered: frozense
         check_hook(manager, plugin, name)
     if not check_hook(manager, plugin, MANIFEST_HOOK):
         raise Fault(f"it has no {MANIFEST_HOOK} hook", "Add one that returns a PluginManifest.")
-    for capability in Capability:
-        hook = f"llm_hub_{capability}"
+    groups = {f"llm_hub_{one}": (str(one), one.group, one in offered) for one in Capability}
+    groups["llm_hub_observer"] = ("an observer", "llm_hub.observer", observes)
+    for hook, (what, group, declared) in groups.items():
         there = bool(_functions(getattr(manager.hook, hook, None)))
-        if capability in offered and not there:
+        if declared and not there:
             raise Fault(
-                f"its entry points offer {capability}, but it has no hook {hook}",
+                f"its entry points offer {what}, but it has no hook {hook}",
                 "Add the hook, or remove the entry point.",
             )
-        if there and capability not in offered:
-            raise Fault(
-                f"it has a hook {hook}, but no entry point in the group {capability.group}", "Add the entry point."
-            )
+        if there and not declared:
+            raise Fault(f"it has a hook {hook}, but no entry point in the group {group}", "Add the entry point.")
 
 
 def check_hook(manager: pluggy.PluginManager, plugin: object, name: str) -> bool:

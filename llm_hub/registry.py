@@ -7,8 +7,8 @@ import enum
 import os
 import time
 import types
-from collections.abc import Iterable, Mapping
-from typing import cast
+from collections.abc import Callable, Iterable, Mapping
+from typing import TypeVar, cast
 
 import msgspec
 import pluggy
@@ -28,10 +28,13 @@ from llm_hub.errors import (
     SettingsError,
 )
 from llm_hub.manifest import KnownBad, PluginManifest, check_api_version
+from llm_hub.observers import Observer
 from llm_hub.plugin_checks import HOOKS, MANIFEST_HOOK, Fault, check_backend, check_hook, check_hooks, check_manifest
 from llm_hub.quarantine import Attempt, Hung, said, trace
 
 __all__ = ["KNOWN_BAD_PLUGINS", "Plugin", "PluginReport", "PluginStatus", "Registry", "check_apart"]
+
+T = TypeVar("T")
 
 KNOWN_BAD_PLUGINS: Mapping[str, tuple[KnownBad, ...]] = {}
 """Versions of plugin distributions that must not be imported, each with the reason; by the distribution's name."""
@@ -92,6 +95,12 @@ class PluginReport(msgspec.Struct, frozen=True, kw_only=True):
     hint: str | None = None
     details: str | None = None
     seconds: float | None = None
+    observes: bool = False
+
+    @property
+    def offers(self) -> tuple[str, ...]:
+        """Its capabilities, and "observer" if it observes, sorted."""
+        return tuple(sorted([*map(str, self.capabilities), *(["observer"] if self.observes else [])]))
 
 
 class Plugin:
@@ -110,7 +119,7 @@ class Plugin:
             manager.register(subject, name=found.name)
             declared = self._declared() if check_hook(manager, subject, MANIFEST_HOOK) else None
             manager.add_hookspecs(_OTHER_SPECS)
-            check_hooks(manager, subject, found.capabilities)
+            check_hooks(manager, subject, found.capabilities, observes=found.observes)
             manager.check_pending()
         except pluggy.PluginValidationError as error:
             raise Fault(f"its hooks are wrong: {' '.join(str(error).split())}", "Correct them.") from error
@@ -136,22 +145,51 @@ class Plugin:
         Raises the plugin's HubError, PluginBroken for anything else that it raises or returns, and PluginNotFound if it
         does not offer the capability.
         """
-        origin = self.installed.origin
         if capability not in self.installed.capabilities:
-            offers = ", ".join(sorted(self.installed.capabilities))
+            offers = ", ".join(self.installed.offers)
             raise PluginNotFound(
-                f"{origin} offers {offers}, not {capability}",
+                f"{self.installed.origin} offers {offers}, not {capability}",
                 plugin=self.name,
                 hint="`llm-hub plugins` lists what is installed and offers it.",
             )
-        hint = f"This is a fault of the plugin, not of the settings: upgrade it (pip install -U {self.installed.distribution}) or report it."
-        try:
+
+        def build() -> Backend | None:
             built = getattr(self._hook, f"llm_hub_{capability}")(config=config, context=context)
             if built is not None:
                 check_backend(built, capability)
+            return cast("Backend | None", built)
+
+        try:
+            return self._built(f"building {config.name!r}", build)
         except HubError as error:
             if error.backend is None and not isinstance(error, PluginError):
                 error.backend = config.name
+            raise
+
+    def observer(self, context: BuildContext) -> Observer | None:
+        """Its observer, None if it has nothing to observe. Raises as `build` does."""
+        if not self.installed.observes:
+            raise PluginNotFound(
+                f"{self.installed.origin} offers {', '.join(self.installed.offers)}, not an observer",
+                plugin=self.name,
+                hint="Take it out of LLM_HUB_OBSERVERS; `llm-hub plugins` lists what is installed and offers it.",
+            )
+
+        def make() -> Observer | None:
+            made = self._hook.llm_hub_observer(context=context)
+            if made is not None and not callable(getattr(made, "observe", None)):
+                raise Fault(f"the {type(made).__name__} that it made has no method observe", "Make it an Observer.")
+            return cast("Observer | None", made)
+
+        return self._built("making its observer", make)
+
+    def _built(self, doing: str, build: Callable[[], T]) -> T:
+        """What this makes of the plugin's own code. Its HubErrors pass; anything else that it raises is PluginBroken."""
+        origin = self.installed.origin
+        hint = f"This is a fault of the plugin, not of the settings: upgrade it (pip install -U {self.installed.distribution}) or report it."
+        try:
+            return build()
+        except HubError:
             raise
         except Fault as fault:
             raise PluginBroken(
@@ -159,12 +197,11 @@ class Plugin:
             ) from fault.__cause__
         except (Exception, SystemExit) as error:
             raise PluginBroken(
-                f"{origin}: building {config.name!r} raised {said(error)}",
+                f"{origin}: {doing} raised {said(error)}",
                 plugin=self.name,
                 details=trace(error),
                 hint=hint,
             ) from error
-        return cast("Backend | None", built)
 
 
 class Registry:
@@ -215,6 +252,15 @@ class Registry:
         """The names of all plugins, whatever their state, sorted."""
         return tuple(sorted(self._found))
 
+    def serving(self) -> tuple[str, ...]:
+        """The names of those that could serve something: all but those that only observe."""
+        return tuple(name for name in self.names() if self._found[name].offers != ("observer",))
+
+    def observes(self, name: str) -> bool:
+        """Does this plugin offer an observer, by metadata alone?"""
+        found = self._found.get(name)
+        return found is not None and found.observes
+
     def offering(self, capability: Capability) -> tuple[str, ...]:
         """The plugins that offer this, whatever their state, by metadata alone."""
         return tuple(name for name in self.names() if capability in self._found[name].capabilities)
@@ -229,6 +275,7 @@ class Registry:
             value=type(plugin).__name__,
             distribution="given to the hub",
             version="",
+            observes=hasattr(plugin, "llm_hub_observer"),
         )
         self._given[name] = plugin
         self._outcomes.pop(name, None)
@@ -261,7 +308,7 @@ class Registry:
         return self._bad(found)
 
     def _bad(self, found: Installed) -> PluginIncompatible | None:
-        if not found.capabilities and found.unknown_groups:
+        if not found.offers and found.unknown_groups:
             return PluginIncompatible(
                 f"{found.origin} offers only what this core does not know: {', '.join(found.unknown_groups)}",
                 plugin=found.name,
@@ -405,6 +452,7 @@ class Registry:
             hint=hint,
             details=problem.details if problem is not None else None,
             seconds=self._seconds.get(name),
+            observes=found is not None and found.observes,
         )
 
     def reports(self, *, load: bool) -> tuple[PluginReport, ...]:

@@ -25,6 +25,7 @@ from llm_hub.errors import (
     StreamInterrupted,
     UnsupportedFeature,
 )
+from llm_hub.events import FailedOver
 from llm_hub.messages import (
     ChatChunk,
     ChatRequest,
@@ -39,6 +40,7 @@ from llm_hub.runtime import Destination, Route, Runtime
 from llm_hub.selection import Ask, elsewhere
 from llm_hub.streams import collect
 from llm_hub.transport import drive
+from llm_hub.watching import begin
 from llm_hub.worlds import ASYNC, BLOCKING, World
 
 __all__ = ["AsyncChatStream", "ChatStream", "in_order", "route_chat", "route_count", "route_read"]
@@ -85,7 +87,7 @@ async def in_order(
             to_send = request
             if destination.model != request.model:  # type: ignore[attr-defined]  # every request has one
                 to_send = msgspec.structs.replace(request, model=destination.model)
-            result = await _guarded(attempt(destination, to_send), destination)
+            result = await _watched(attempt(destination, to_send), destination, call)
         except EmbeddingSpaceChanged as refusal:
             if not earlier:
                 raise
@@ -102,7 +104,18 @@ async def in_order(
             if position + 1 == len(route.destinations) or not _may_pass_on(error, call):
                 error.earlier = (*earlier, *refused)
                 raise
-            logger.warning("%s; falling back to %s", error, route.destinations[position + 1].name)
+            runtime.watch.tell(
+                FailedOver(
+                    request_id=call.request_id,
+                    capability=str(ask.capability),
+                    backend=destination.name,
+                    to=route.destinations[position + 1].name,
+                    model=destination.model,
+                    epoch=lease.epoch.number,
+                    error=type(error).__name__,
+                    reason=str(error),
+                )
+            )
             earlier.append(error)
         else:
             return result, ServedBy(
@@ -133,6 +146,21 @@ def _checked(response: ChatResponse, request: ChatRequest) -> ChatResponse:
         )
     check_promises(request, found)
     return found
+
+
+async def _watched(work: Awaitable[T], destination: Destination, call: Call) -> T:
+    """`_guarded`, and the observers are told of the attempt."""
+    watching = call.watching
+    if watching is None:
+        return await _guarded(work, destination)
+    started = time.monotonic()
+    try:
+        result = await _guarded(work, destination)
+    except BaseException as error:
+        watching.attempt(destination, started, error)
+        raise
+    watching.attempt(destination, started)
+    return result
 
 
 async def _guarded(work: Awaitable[T], destination: Destination) -> T:
@@ -206,6 +234,8 @@ A = TypeVar("A", ChatResponse, ReadResponse)
 
 def _stamp(response: A, served_by: ServedBy, call: Call) -> A:
     timings = msgspec.structs.replace(response.timings, total=time.monotonic() - call.started)
+    if call.watching is not None:
+        call.watching.ended(response, served_by)
     return msgspec.structs.replace(response, served_by=served_by, timings=timings)
 
 
@@ -229,9 +259,14 @@ async def route_chat(
         return _checked(await world.chat(destination.backend, to_send, call), to_send)
 
     lease = epochs.lease()
+    begin(lease, ask, "chat", call)
     try:
         request, needs = await _ready(world, request)
         response, served_by = await in_order(world, lease, ask, request, needs, call, attempt)
+    except BaseException as error:
+        if call.watching is not None:
+            call.watching.failed(error)
+        raise
     finally:
         lease.release()
     return _stamp(response, served_by, call)
@@ -246,8 +281,13 @@ async def route_read(
         return await world.read(destination.backend, to_send, call)
 
     lease = epochs.lease()
+    begin(lease, ask, "read", call)
     try:
         response, served_by = await in_order(world, lease, ask, request, _READ, call, attempt)
+    except BaseException as error:
+        if call.watching is not None:
+            call.watching.failed(error)
+        raise
     finally:
         lease.release()
     return _stamp(response, served_by, call)
@@ -271,11 +311,18 @@ async def route_count(
         limit = known.context_length if known is not None else None
         return TokenCount(tokens=-(-size // 4) + 4 * len(request.messages), limit=limit, exact=False)
 
+    begin(lease, ask, "count", call)
     try:
         request, needs = await _ready(world, request)
-        counted, _ = await in_order(world, lease, ask, request, needs, call, attempt)
+        counted, served_by = await in_order(world, lease, ask, request, needs, call, attempt)
+    except BaseException as error:
+        if call.watching is not None:
+            call.watching.failed(error)
+        raise
     finally:
         lease.release()
+    if call.watching is not None:
+        call.watching.ended(counted, served_by)
     return counted
 
 
@@ -344,6 +391,7 @@ class _Stream:
             return chunks, held
 
         self._lease = self._epochs.lease()
+        begin(self._lease, self._ask, "chat", self._call, streamed=True)
         request = self._request
         if not isinstance(request, ChatRequest):
             request = await self._world.apart(request)
@@ -369,19 +417,28 @@ class _Stream:
                 self._finish()
                 return None
         except BaseException as error:
+            failure = self._failure(error)
+            if self._call.watching is not None:
+                self._call.watching.failed(failure, self._first)
             await self._abandon()
-            if isinstance(error, Exception) and not isinstance(error, HubError) and self.served_by is not None:
-                failure = _fault(error, self.served_by.backend, self.served_by.plugin)
-                raise (self._interrupted(failure) if self._produced() else failure) from error
-            if isinstance(error, HubError) and not isinstance(error, Cancelled) and self._produced():
-                raise self._interrupted(error) from error
-            if isinstance(error, Cancelled):
-                error.partial = self.text
-            raise
+            if failure is error:
+                raise
+            raise failure from error
         finally:
             self._reading = False
         self._seen.append(chunk)
         return chunk
+
+    def _failure(self, error: BaseException) -> BaseException:
+        """What the caller is told of this."""
+        if isinstance(error, Exception) and not isinstance(error, HubError) and self.served_by is not None:
+            failure = _fault(error, self.served_by.backend, self.served_by.plugin)
+            return self._interrupted(failure) if self._produced() else failure
+        if isinstance(error, HubError) and not isinstance(error, Cancelled) and self._produced():
+            return self._interrupted(error)
+        if isinstance(error, Cancelled):
+            error.partial = self.text
+        return error
 
     def _produced(self) -> bool:
         return any(chunk.has_content for chunk in self._seen)
@@ -415,6 +472,8 @@ class _Stream:
         if self._asked is not None:
             check_promises(self._asked, response)
         self._response = msgspec.structs.replace(response, served_by=self.served_by, timings=timings)
+        if self._call.watching is not None:
+            self._call.watching.ended(self._response, self.served_by, self._first)
 
     def _release(self) -> None:
         self._over = True
@@ -426,6 +485,8 @@ class _Stream:
     async def _abandon(self) -> None:
         """Stop before the end: the backend is told by the connection closing."""
         over, self._over = self._over, True
+        if not over and self._call.watching is not None:
+            self._call.watching.failed(Cancelled())
         try:
             if not over and self._chunks is not None:
                 await self._world.close(self._chunks)

@@ -17,6 +17,7 @@ from llm_hub.capabilities import Backend, Capability, Feature, ModelInfo, Probe,
 from llm_hub.config import BackendConfig, BatchLimits, BuildContext, Progress
 from llm_hub.errors import HubClosed, HubError, ModelNotFound, NoBackend
 from llm_hub.manifest import PluginManifest
+from llm_hub.observers import Watch
 from llm_hub.selection import DEFAULT_BACKEND, Ask, Candidate, Decision, Target, decides_by_default, select
 from llm_hub.settings import bind_options
 
@@ -65,10 +66,12 @@ class Runtime:
         transport: Transport,
         *,
         progress: Callable[[Progress], None] | None = None,
+        watch: Watch | None = None,
     ) -> None:
         self.settings = settings
         self.registry = registry
         self.transport = transport
+        self.watch = watch or Watch()
         self.known: dict[tuple[str, str], ModelInfo] = {}
         self._context = BuildContext(transport=transport)
         if progress is not None:
@@ -85,7 +88,7 @@ class Runtime:
 
     def candidates(self, load: frozenset[str] = frozenset()) -> dict[str, Candidate]:
         """Everything that could be chosen; the plugins of the backends named in `load` are loaded, to know more."""
-        plugins = {name: name for name in self.registry.names()}
+        plugins = {name: name for name in self.registry.serving()}
         plugins.update({name: config.plugin for name, config in self.settings.backends.items()})
         return {name: self._candidate(name, plugin, load=name in load) for name, plugin in plugins.items()}
 

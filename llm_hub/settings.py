@@ -69,6 +69,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     assignments: tuple[Assignment, ...] = ()
     allowed: frozenset[str] | None = None
     disabled: frozenset[str] = frozenset()
+    observers: tuple[str, ...] = ()
     strict: bool = False
     pinned: bool = False
     config_path: str | None = None
@@ -150,6 +151,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         gpu: Mapping[str, Any] | None = None,
         allowed: Iterable[str] | None = None,
         disabled: Iterable[str] | None = None,
+        observers: str | Iterable[str] | None = None,
         strict: bool = False,
         pinned: bool = False,
         state: str | os.PathLike[str] | None = None,
@@ -172,6 +174,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             "gpu": gpu,
             "allowed": _listed(allowed),
             "disabled": _listed(disabled) or None,
+            "observers": _listed(observers) or None,
             "strict": strict or None,
             "pinned": pinned or None,
             "state": None if state is None else os.fspath(state),
@@ -256,6 +259,7 @@ def _assemble(
         ),
         allowed=frozenset(_value(found, "allowed")) if ("allowed",) in found else None,
         disabled=frozenset(_value(found, "disabled", default=())),
+        observers=_value(found, "observers", default=()),
         strict=_value(found, "strict", default=False),
         pinned=_value(found, "pinned", default=False),
         config_path=path,

@@ -244,6 +244,7 @@ KINDS: Mapping[str, Kind] = {
         Kind("names", "names of backends, each once: with commas between, in the file an array", _names_text, _names),
         Kind("plugin", "the name of a plugin", _name, _name),
         Kind("plugins", "names of plugins, with commas between", _names_text, _names),
+        Kind("observers", "names of observers, with commas between", _names_text, _names),
         Kind(
             "address",
             "`http://` or `https://`, host, optional port, optional path before the server's own; a `/v1` at its end "

@@ -193,6 +193,16 @@ VARIABLES: tuple[Variable, ...] = (
         example="llamacpp",
     ),
     Variable(
+        name="LLM_HUB_OBSERVERS",
+        kind="observers",
+        setting=("observers",),
+        group=_PLUGINS,
+        meaning="Who is told of calls, switches and health: `log` writes a log record for each call, `prometheus` and "
+        "`opentelemetry` count and time them (extras of llm-hub-core), and plugins may offer more.",
+        default="none",
+        example="log,prometheus",
+    ),
+    Variable(
         name="LLM_HUB_STRICT",
         kind="flag",
         setting=("strict",),

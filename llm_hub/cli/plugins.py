@@ -36,7 +36,7 @@ def command(ctx: click.Context, *, check: bool, as_json: bool) -> None:
             (
                 report.name,
                 str(report.status),
-                ", ".join(sorted(report.capabilities)),
+                ", ".join(report.offers),
                 f"{report.distribution} {report.version}",
                 report.reason or report.summary or "",
             )
