@@ -1,0 +1,121 @@
+"""Running the rules of a suite on a plugin, with or without pytest."""
+
+from __future__ import annotations
+
+import time
+import traceback
+from collections.abc import Iterable
+from typing import Any
+
+from llm_hub.errors import HubError, UnsupportedFeature
+from llm_hub.testing.conformance.bench import PATIENCE, Bench, patiently
+from llm_hub.testing.conformance.report import Finding, Outcome, Report
+from llm_hub.testing.conformance.requirements import Requirements
+from llm_hub.testing.conformance.rules import Broken, NotApplicable, Rule
+
+__all__ = ["check_rule", "run_suite"]
+
+_LONGEST = 60.0  # seconds that one rule may take before it counts as hanging
+
+
+def run_suite(
+    requirements: Requirements | type[Requirements], *, live: str | None = None, only: Iterable[str] | None = None
+) -> Report:
+    """Hold a plugin to every rule of its suite (or to those named in `only`), and report.
+
+    `live` is the address of a real server: rules that need a server of the kit are skipped then. It raises nothing that
+    the plugin does: what keeps it from being built at all is the finding of every rule.
+    """
+    wanted = requirements() if isinstance(requirements, type) else requirements
+    suite = wanted.suite
+    names = None if only is None else set(only)
+    if names is not None and (unknown := names - suite.rules.keys()):
+        raise LookupError(f"the {suite.capability} suite has no rule {', '.join(sorted(unknown))}")
+    chosen = [rule for rule in suite.rules.values() if names is None or rule.id in names]
+    with suite.bench(wanted, live=live) as bench:
+        findings = tuple(check_rule(bench, rule) for rule in chosen)
+        manifest = _manifest(bench)
+        return Report(
+            plugin=bench.plugin_name,
+            capability=str(suite.capability),
+            api_version=getattr(manifest, "api_version", ""),
+            features=tuple(sorted(bench.features)) if manifest is not None else (),
+            live=live,
+            answered=manifest is not None and bench.answers,
+            complete=names is None,
+            findings=findings,
+        )
+
+
+def check_rule(bench: Bench[Any], rule: Rule[Any]) -> Finding:
+    """Hold the plugin on this bench to one rule."""
+    began = time.monotonic()
+    outcome, seen, error = _judged(bench, rule)
+    reason = bench.requirements.known_limits.get(rule.id)
+    if reason is not None and outcome is Outcome.FAILED:
+        outcome, seen = Outcome.KNOWN, f"{reason} ({seen})"
+    elif reason is not None and outcome is Outcome.PASSED:
+        outcome, seen = Outcome.MENDED, f"it holds, though known_limits says: {reason}"
+    return Finding(
+        rule=rule.id,
+        says=rule.says,
+        outcome=outcome,
+        seen=seen,
+        remedy=rule.remedy if outcome in (Outcome.FAILED, Outcome.KNOWN, Outcome.UNDECLARED) else "",
+        since=rule.since,
+        feature=str(rule.feature) if rule.feature is not None else None,
+        loads=rule.loads,
+        seconds=time.monotonic() - began,
+        trace="".join(traceback.format_exception(error)) if outcome is Outcome.FAILED and error is not None else "",
+    )
+
+
+def _judged(bench: Bench[Any], rule: Rule[Any]) -> tuple[Outcome, str, BaseException | None]:
+    try:
+        if (lacking := bench.lacks(rule.needs)) is not None:
+            return Outcome.SKIPPED, lacking, None
+        bench.refresh()
+        if rule.feature is None or rule.feature in bench.features:
+            patiently(lambda: rule.check(bench), f"the check of {rule.id}", seconds=_LONGEST)
+            return Outcome.PASSED, "", None
+    except NotApplicable as error:
+        return Outcome.SKIPPED, str(error), None
+    except Broken as error:
+        return Outcome.FAILED, str(error), error.__cause__ or error
+    except Exception as error:  # noqa: BLE001 - whatever a plugin raises is what was seen
+        return Outcome.FAILED, f"{type(error).__name__}: {error}", error
+    finally:
+        _tidy(bench)
+    return _undeclared(bench, rule)
+
+
+def _undeclared(bench: Bench[Any], rule: Rule[Any]) -> tuple[Outcome, str, BaseException | None]:
+    """A rule about a feature that is not declared: nothing is demanded, but it is told if it works."""
+    said = bench.requirements.claims(rule.feature) if rule.feature is not None else None
+    try:
+        patiently(lambda: rule.check(bench), f"the check of {rule.id}", seconds=PATIENCE * 2)
+    except BaseException as error:  # that it does not work is what is expected
+        if isinstance(error, KeyboardInterrupt):
+            raise
+        why = "it refuses it" if isinstance(error, UnsupportedFeature) else "and it does not work"
+        return Outcome.SKIPPED, f"{rule.feature} is not declared, {why}", None
+    finally:
+        _tidy(bench)
+    if said is False:
+        return Outcome.SKIPPED, f"{rule.feature} works, and the requirements say that it is not to be claimed", None
+    return (
+        Outcome.UNDECLARED,
+        f"the feature {rule.feature} works on the backend, but is not declared: nobody can use it",
+        None,
+    )
+
+
+def _manifest(bench: Bench[Any]) -> Any:
+    try:
+        return bench.manifest
+    except HubError:
+        return None
+
+
+def _tidy(bench: Bench[Any]) -> None:
+    bench.refresh()
