@@ -94,7 +94,8 @@ class CallEnded(_Event, frozen=True, kw_only=True):
     """The one outcome of a call. `backend`, `plugin`, `model` are those that served, or that the error names.
 
     `seconds` from the call's begin to its end, `first_chunk` to the first content of a stream. `response_model` and
-    `response_id` are what the backend says of itself. Tokens are None where it does not count them.
+    `response_id` are what the backend says of itself. Tokens are None where it does not count them, and the server's
+    address where it has none.
     """
 
     level: ClassVar[int] = logging.INFO
@@ -120,6 +121,8 @@ class CallEnded(_Event, frozen=True, kw_only=True):
     finish_reasons: tuple[str, ...] = ()
     response_model: str | None = None
     response_id: str | None = None
+    server_address: str | None = None
+    server_port: int | None = None
 
     @property
     def sentence(self) -> str:

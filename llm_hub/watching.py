@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -128,13 +129,29 @@ class Watching:
                 epoch=self._epoch,
                 outcome=outcome,
                 seconds=time.monotonic() - started,
+                server_address=(server := self._server(backend))[0],
+                server_port=server[1],
                 **fields,
             )
         )
 
+    def _server(self, backend: str | None) -> tuple[str | None, int | None]:
+        """Where the backend is, as it was configured."""
+        config = self._runtime.settings.backends.get(backend) if backend is not None else None
+        url = config.base_url(self._ask.capability) if config is not None else None
+        return _host_and_port(url) if url is not None else (None, None)
+
     def __del__(self) -> None:
         if not self._over:
             self._end("cancelled", attempts=self._attempts, error=Cancelled.__name__)
+
+
+@functools.lru_cache(256)
+def _host_and_port(url: str) -> tuple[str | None, int | None]:
+    from urllib.parse import urlsplit
+
+    parts = urlsplit(url)
+    return parts.hostname, parts.port or {"http": 80, "https": 443}.get(parts.scheme)
 
 
 def _outcome(error: BaseException | None) -> Outcome:

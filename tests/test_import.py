@@ -8,7 +8,20 @@ import sys
 
 import llm_hub
 
-HEAVY = ("pydantic", "langchain", "httpx", "httpcore", "pluggy", "stevedore", "msgspec", "click", "asyncio", "llm_hub_")
+HEAVY = (
+    "pydantic",
+    "langchain",
+    "httpx",
+    "httpcore",
+    "pluggy",
+    "stevedore",
+    "msgspec",
+    "click",
+    "asyncio",
+    "prometheus_client",
+    "opentelemetry",
+    "llm_hub_",
+)
 
 
 def loaded_by(code: str) -> set[str]:
@@ -44,6 +57,11 @@ def test_a_plugin_module_loads_no_engine() -> None:
             for name in modules
             if name.startswith(("xllamacpp", "tesserocr", "PIL", "httpcore", "httpx", "pydantic"))
         }, plugin
+
+
+def test_a_hub_without_observers_loads_neither_prometheus_nor_opentelemetry() -> None:
+    code = "from llm_hub import Hub; Hub.from_env({}).close()"
+    assert not {name for name in loaded_by(code) if name.startswith(("prometheus_client", "opentelemetry"))}
 
 
 def test_every_public_name_is_there_and_sorted() -> None:
