@@ -11,6 +11,7 @@ import pluggy
 
 from llm_hub.capabilities import EmbeddingBackend, TextBackend, VisionBackend
 from llm_hub.config import BackendConfig, BuildContext
+from llm_hub.launch import Devices, LaunchSpec
 from llm_hub.manifest import PluginManifest
 from llm_hub.observers import Observer
 
@@ -52,4 +53,13 @@ def llm_hub_observer(context: BuildContext) -> Observer | None:
 
     It is asked once a hub, when the hub is opened, and only where LLM_HUB_OBSERVERS names the plugin. A plugin may
     offer this alone. Raise ConfigurationError for what is missing. See `llm_hub.observers.Observer`.
+    """
+
+
+@hookspec(firstresult=True)
+def llm_hub_launch(config: BackendConfig, devices: Devices) -> LaunchSpec | None:
+    """Say how to run this backend as a process of its own on these devices; None if it needs none, or cannot be run so.
+
+    It describes and does nothing: no file is looked for, nothing is started. A key never stands in it: `API_KEY` in the
+    environment stands for the key of `config`. Raise SettingsError for a configuration that one process cannot serve.
     """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import re
 import types
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -13,9 +14,19 @@ import pluggy
 
 from llm_hub import hookspecs
 from llm_hub.capabilities import Backend, Capability, EmbeddingBackend, Feature, ReadingBackend, TextBackend
+from llm_hub.launch import API_KEY, LaunchSpec
 from llm_hub.manifest import KnownBad, PluginManifest
 
-__all__ = ["HOOKS", "MANIFEST_HOOK", "Fault", "check_backend", "check_hook", "check_hooks", "check_manifest"]
+__all__ = [
+    "HOOKS",
+    "MANIFEST_HOOK",
+    "Fault",
+    "check_backend",
+    "check_hook",
+    "check_hooks",
+    "check_launch",
+    "check_manifest",
+]
 
 HOOKS = frozenset(name for name in vars(hookspecs) if name.startswith("llm_hub_"))
 """The names of all hooks."""
@@ -248,3 +259,25 @@ def _members(protocol: type) -> tuple[str, ...]:
     for base in reversed(protocol.__mro__):
         names.update(dict.fromkeys(name for name in vars(base) if not name.startswith("_")))
     return tuple(names)
+
+
+# -- launching --------------------------------------------------------------------------------------------------------
+
+
+def check_launch(spec: object) -> None:
+    """Raise Fault unless what a plugin says of starting a backend can be used, and holds no key."""
+    if not isinstance(spec, LaunchSpec):
+        raise Fault(f"its llm_hub_launch returned a {type(spec).__name__}", "Return a LaunchSpec, or None.")
+    if not spec.command or not all(isinstance(part, str) for part in spec.command):
+        raise Fault(f"the command of its LaunchSpec is {spec.command!r:.200}", "It must be a tuple of text.")
+    if any(API_KEY in part for part in (*spec.command, *(spec.container.command if spec.container else ()))):
+        raise Fault("its LaunchSpec puts the key into a command, where everybody sees it", "Put it into environment.")
+    if not spec.stop_grace > spec.drain >= 0:
+        raise Fault(
+            f"its LaunchSpec would kill after {spec.stop_grace:g} s what may drain for {spec.drain:g} s",
+            "Make stop_grace longer than drain.",
+        )
+    if spec.container is not None and not re.search(r"[:@][^/]*\d[^/]*$", spec.container.image):
+        raise Fault(
+            f"the image {spec.container.image!r} of its LaunchSpec has no version", "Pin it: name:version, no `latest`."
+        )

@@ -27,7 +27,9 @@ from llm_hub.errors import (
     PluginNotFound,
     SettingsError,
 )
-from llm_hub.manifest import KnownBad
+from llm_hub.hookspecs import hookimpl
+from llm_hub.launch import API_KEY, Container, Devices, LaunchSpec
+from llm_hub.manifest import KnownBad, PluginManifest
 from llm_hub.registry import PluginStatus, Registry
 from llm_hub.testing.distributions import install_distribution
 from llm_hub.transport import Transport
@@ -330,3 +332,59 @@ def test_broken_plugins_stop_neither_the_doctor_nor_a_question_to_a_sound_one(si
     assert findings["plugin", "future"]["state"] == "incompatible"
     assert findings["plugin", "twice"]["state"] == "conflict"
     assert findings["backend", "vllm (text)"]["state"] == "ready"
+
+
+class Launching:
+    """A plugin that says how to start its backends; `spec` is what it says."""
+
+    spec: Any = None
+
+    @hookimpl
+    def llm_hub_manifest(self) -> PluginManifest:
+        return PluginManifest(api_version="1.0")
+
+    @hookimpl
+    def llm_hub_text(self, config: BackendConfig, context: BuildContext) -> None:
+        return None
+
+    @hookimpl
+    def llm_hub_launch(self, config: BackendConfig, devices: Devices) -> Any:
+        if isinstance(self.spec, Exception):
+            raise self.spec
+        return self.spec
+
+
+def launched(spec: Any) -> LaunchSpec | None:
+    plugin = Launching()
+    plugin.spec = spec
+    registry = Registry([], plugins={"mine": plugin})
+    return registry.get("mine").launch(BackendConfig(name="b", plugin="mine"), Devices())
+
+
+def test_a_plugin_says_how_a_backend_is_started() -> None:
+    spec = LaunchSpec(command=("serve",), health_path="/health")
+    assert launched(spec) is spec
+    assert launched(None) is None
+
+
+@pytest.mark.parametrize(
+    ("spec", "said"),
+    [
+        ("serve", "returned a str"),
+        (RuntimeError("no"), "describing how to start 'b' raised RuntimeError"),
+        (LaunchSpec(command=(), health_path="/"), "the command of its LaunchSpec is"),
+        (LaunchSpec(command=("serve", f"--key={API_KEY}"), health_path="/"), "puts the key into a command"),
+        (LaunchSpec(command=("serve",), health_path="/", drain=30), "would kill after 10 s what may drain for 30 s"),
+        (
+            LaunchSpec(
+                command=("serve",),
+                health_path="/",
+                container=Container(image="org/server:latest", command=(), port=1, health=()),
+            ),
+            "the image 'org/server:latest' of its LaunchSpec has no version",
+        ),
+    ],
+)
+def test_what_cannot_be_started_so_is_the_plugins_fault(spec: Any, said: str) -> None:
+    with pytest.raises(PluginBroken, match=said):
+        launched(spec)

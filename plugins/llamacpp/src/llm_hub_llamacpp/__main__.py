@@ -13,6 +13,8 @@ import time
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
+import msgspec
+
 from llm_hub.errors import HubError
 from llm_hub_llamacpp.loading import make_plan, parameters, reason_of_failure
 from llm_hub_llamacpp.settings import DEFAULT_MODEL, LlamaCppSettings
@@ -37,6 +39,8 @@ def _arguments(given: Sequence[str] | None) -> argparse.Namespace:
     add("--parallel", type=int, default=4, metavar="CALLS", help="calls answered at once (default: %(default)s)")
     add("--threads", type=int, help="CPU threads (default: all that the process may use)")
     add("--n-gpu-layers", type=int, metavar="LAYERS", help="layers in GPU memory (default: as many as fit)")
+    add("--embedding", action="store_true", help="serve vectors (/v1/embeddings) and no chats")
+    add("--pooling", choices=["mean", "cls", "last"], help="how tokens become a vector (default: as the model says)")
     add("--mmproj", metavar="MODEL", help="the projector through which the model sees images")
     add("--chat-template", metavar="FILE", help="a Jinja template in place of the model's own")
     add("--api-key-env", metavar="VARIABLE", help="the environment variable with the key that callers must send")
@@ -92,6 +96,8 @@ def _serve(wanted: argparse.Namespace) -> Any:
         chat_template=wanted.chat_template,
     )
     plan, _ = make_plan(wanted.model, settings)
+    if wanted.embedding:
+        plan = msgspec.structs.replace(plan, embedding=True, pooling=wanted.pooling, mmproj=None)
     import xllamacpp
 
     params = parameters(plan)

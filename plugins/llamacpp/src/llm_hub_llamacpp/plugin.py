@@ -16,8 +16,10 @@ from llm_hub_llamacpp.settings import DEFAULT_MODEL, LlamaCppSettings
 if TYPE_CHECKING:
     from llm_hub.capabilities import EmbeddingBackend, TextBackend, VisionBackend
     from llm_hub.config import BackendConfig, BuildContext
+    from llm_hub.http_backend import HttpBackend
+    from llm_hub.launch import Devices, LaunchSpec
 
-__all__ = ["llm_hub_embedding", "llm_hub_manifest", "llm_hub_text", "llm_hub_vision"]
+__all__ = ["llm_hub_embedding", "llm_hub_launch", "llm_hub_manifest", "llm_hub_text", "llm_hub_vision"]
 
 
 @hookimpl
@@ -35,7 +37,12 @@ def llm_hub_manifest() -> PluginManifest:
 
 @hookimpl
 def llm_hub_text(config: BackendConfig, context: BuildContext) -> TextBackend:
-    """A text backend; its model is loaded by the first call. Raises SettingsError for options that are not this plugin's."""
+    """A text backend; its model is loaded by the first call. Raises SettingsError for options that are not this plugin's.
+
+    With an address, it speaks to the server process there instead, as the others do.
+    """
+    if config.base_url(Capability.TEXT) is not None:
+        return _server(Capability.TEXT, config, context)
     # Imported here, so that asking for the manifest does not load the machinery of threads.
     from llm_hub.engine import EngineBackend
     from llm_hub_llamacpp.engine import LlamaCppEngine
@@ -50,6 +57,8 @@ def llm_hub_text(config: BackendConfig, context: BuildContext) -> TextBackend:
 @hookimpl
 def llm_hub_embedding(config: BackendConfig, context: BuildContext) -> EmbeddingBackend:
     """An embedding backend for one GGUF file; it is loaded by the first call. Raises SettingsError as `llm_hub_text` does."""
+    if config.base_url(Capability.EMBEDDING) is not None:
+        return _server(Capability.EMBEDDING, config, context)
     from llm_hub.engine import EngineBackend
     from llm_hub_llamacpp.embedding import LlamaCppEmbeddingEngine
 
@@ -64,6 +73,8 @@ def llm_hub_vision(config: BackendConfig, context: BuildContext) -> VisionBacken
     from llm_hub.engine import EngineBackend
     from llm_hub_llamacpp.engine import LlamaCppEngine
 
+    if config.base_url(Capability.VISION) is not None:
+        return _server(Capability.VISION, config, context)
     settings = _settings(config)
     if settings.mmproj is None:
         raise SettingsError(
@@ -74,6 +85,23 @@ def llm_hub_vision(config: BackendConfig, context: BuildContext) -> VisionBacken
     model = config.models.get(Capability.VISION) or config.models.get(Capability.TEXT)
     engine = LlamaCppEngine(settings, name=config.name, model=model, progress=context.progress)
     return EngineBackend(engine, name=config.name, workers=settings.n_parallel, queue=settings.queue)
+
+
+@hookimpl
+def llm_hub_launch(config: BackendConfig, devices: Devices) -> LaunchSpec | None:
+    """How to start the server process of a backend that has an address."""
+    from llm_hub_llamacpp.launch import launch
+
+    return launch(config, _settings(config), devices)
+
+
+def _server(capability: Capability, config: BackendConfig, context: BuildContext) -> HttpBackend:
+    from llm_hub.http_backend import HttpBackend
+    from llm_hub.openai_dialect import server_root
+    from llm_hub_llamacpp.server import ServerDialect
+
+    dialect = ServerDialect(_settings(config), capability=capability, model=config.models.get(capability))
+    return HttpBackend(dialect, config=server_root(config), context=context, capability=capability)
 
 
 def _settings(config: BackendConfig) -> LlamaCppSettings:

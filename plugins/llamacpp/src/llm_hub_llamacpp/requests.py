@@ -16,7 +16,7 @@ from llm_hub_llamacpp.gguf import Header
 from llm_hub_llamacpp.schemas import check_grammar, check_schema, check_sound
 from llm_hub_llamacpp.settings import LlamaCppSettings, Profile
 
-__all__ = ["FEATURES", "OPTIONS", "encode"]
+__all__ = ["FEATURES", "OPTIONS", "encode", "put_grammar", "thinking"]
 
 FEATURES = frozenset(
     {
@@ -81,9 +81,9 @@ def encode(request: ChatRequest, settings: LlamaCppSettings, profile: Profile, h
     if request.max_tokens is None and profile.max_tokens is not None:
         body["max_tokens"] = profile.max_tokens
     if request.response_format is not None:
-        _put_grammar(body, request.response_format)
+        put_grammar(body, request.response_format)
     if request.reasoning is not None:
-        body["chat_template_kwargs"] = _thinking(request) | dict(body.get("chat_template_kwargs", {}))
+        body["chat_template_kwargs"] = thinking(request) | dict(body.get("chat_template_kwargs", {}))
     # An event for each batch of the prompt: the only points where it can be stopped before it answers.
     body["return_progress"] = True
     return to_json(body)
@@ -164,8 +164,8 @@ def _with_choice_of_tools(request: ChatRequest) -> ChatRequest:
     return msgspec.structs.replace(request, tools=offered, tool_choice=None, response_format=form)
 
 
-def _thinking(request: ChatRequest) -> dict[str, Any]:
-    """What templates call it: each takes the name that it knows."""
+def thinking(request: ChatRequest) -> dict[str, Any]:
+    """Thinking, in the words of chat templates: each takes the name that it knows."""
     thinks = bool(request.reasoning)
     words: dict[str, Any] = {"enable_thinking": thinks, "thinking": thinks}
     if isinstance(request.reasoning, str):
@@ -173,7 +173,8 @@ def _thinking(request: ChatRequest) -> dict[str, Any]:
     return words
 
 
-def _put_grammar(body: dict[str, Any], wanted: ResponseFormat) -> None:
+def put_grammar(body: dict[str, Any], wanted: ResponseFormat) -> None:
+    """Put a grammar or a choice into the body. Raises UnsupportedFeature, InvalidRequest."""
     if wanted.type == "grammar":
         grammar = wanted.pattern or ""
         if grammar.lstrip().startswith("%"):

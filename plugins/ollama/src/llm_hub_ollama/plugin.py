@@ -16,8 +16,17 @@ if TYPE_CHECKING:
     from llm_hub.capabilities import Capability, EmbeddingBackend, TextBackend, VisionBackend
     from llm_hub.config import BackendConfig, BuildContext
     from llm_hub.http_backend import HttpBackend
+    from llm_hub.launch import Devices, LaunchSpec
 
-__all__ = ["DEFAULT_URL", "KNOWN_BAD", "llm_hub_embedding", "llm_hub_manifest", "llm_hub_text", "llm_hub_vision"]
+__all__ = [
+    "DEFAULT_URL",
+    "KNOWN_BAD",
+    "llm_hub_embedding",
+    "llm_hub_launch",
+    "llm_hub_manifest",
+    "llm_hub_text",
+    "llm_hub_vision",
+]
 
 DEFAULT_URL = "http://127.0.0.1:11434"
 
@@ -80,6 +89,14 @@ def llm_hub_vision(config: BackendConfig, context: BuildContext) -> VisionBacken
     from llm_hub.capabilities import Capability
 
     return _backend(Capability.VISION, config, context)
+
+
+@hookimpl
+def llm_hub_launch(config: BackendConfig, devices: Devices) -> LaunchSpec:
+    """How to start the server of this backend."""
+    from llm_hub_ollama.launch import launch
+
+    return launch(config, _settings(config), devices)
 
 
 def _backend(capability: Capability, config: BackendConfig, context: BuildContext) -> HttpBackend:

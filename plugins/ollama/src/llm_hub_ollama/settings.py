@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-__all__ = ["REQUEST_OPTIONS", "RUNNER_OPTIONS", "OllamaSettings", "Profile", "canonical_name", "short_name"]
+__all__ = ["REQUEST_OPTIONS", "RUNNER_OPTIONS", "Launch", "OllamaSettings", "Profile", "canonical_name", "short_name"]
 
 RUNNER_OPTIONS = (
     "num_ctx",
@@ -121,18 +121,43 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         return body
 
 
+class Launch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """How the server is started, by `llm-hub up` or in a container: `[backends.NAME.launch]`.
+
+    The names are those of Ollama's variables (`num_parallel` is OLLAMA_NUM_PARALLEL); `max_loaded_models` None means as
+    many as the backend has; `environment` are more variables. `drain` is how long running calls may take when it is told
+    to stop, `start_timeout` how long until its models must be in memory, in seconds.
+    """
+
+    image: str = "ollama/ollama:0.32.15"
+    num_parallel: int | None = None
+    max_loaded_models: int | None = None
+    max_queue: int | None = None
+    kv_cache_type: str | None = None
+    flash_attention: bool | None = None
+    environment: Mapping[str, str] = {}
+    drain: float = 10.0
+    start_timeout: float = 600.0
+
+    def __post_init__(self) -> None:
+        if self.drain < 0 or self.start_timeout <= 0:
+            raise ValueError("drain must not be negative, and start_timeout must be positive")
+
+
 class OllamaSettings(Profile, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """The options of `[backends.NAME]` for Ollama, beside the common ones.
 
     The fields of `Profile` hold for every model; `profiles` overrides them for the models it names. `request_options`
     are the names that a request's `options` may use. `detect_cut_prompts` False turns off the check for prompts that
-    were cut in silence (for a model whose tokens span several words; see the README).
+    were cut in silence (for a model whose tokens span several words; see the README). `launch` is how the server is
+    started.
     """
 
     shift: bool | None = False
     profiles: Mapping[str, Profile] = {}
     request_options: frozenset[str] = REQUEST_OPTIONS
     detect_cut_prompts: bool = True
+    launch: Launch = Launch()
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -18,8 +18,16 @@ from llm_hub_vllm.settings import VLLMSettings
 
 if TYPE_CHECKING:
     from llm_hub.http_backend import HttpBackend
+    from llm_hub.launch import Devices, LaunchSpec
 
-__all__ = ["DEFAULT_URL", "llm_hub_embedding", "llm_hub_manifest", "llm_hub_text", "llm_hub_vision"]
+__all__ = [
+    "DEFAULT_URL",
+    "llm_hub_embedding",
+    "llm_hub_launch",
+    "llm_hub_manifest",
+    "llm_hub_text",
+    "llm_hub_vision",
+]
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 
@@ -63,6 +71,14 @@ def llm_hub_embedding(config: BackendConfig, context: BuildContext) -> Embedding
 def llm_hub_vision(config: BackendConfig, context: BuildContext) -> VisionBackend:
     """A vision backend for one vLLM server; it describes and does not read."""
     return _backend(Capability.VISION, config, context)
+
+
+@hookimpl
+def llm_hub_launch(config: BackendConfig, devices: Devices) -> LaunchSpec:
+    """How to start the server of this backend."""
+    from llm_hub_vllm.launch import launch
+
+    return launch(config, _settings(config), devices)
 
 
 def _backend(capability: Capability, config: BackendConfig, context: BuildContext) -> HttpBackend:

@@ -10,7 +10,7 @@ import msgspec
 from llm_hub.openai_embedding import EncodingFormat
 from llm_hub.openai_encoding import RESERVED
 
-__all__ = ["GUIDED", "VLLMSettings"]
+__all__ = ["GUIDED", "Launch", "VLLMSettings"]
 
 GUIDED = frozenset(
     {
@@ -25,6 +25,42 @@ GUIDED = frozenset(
 """Parameters of old versions. vLLM 0.12 removed them and ignores them since, in silence and with status 200."""
 
 
+class Launch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How the server is started, by `llm-hub up` or in a container: `[backends.NAME.launch]`.
+
+    model: the weights, where they are not what the model is called by: a folder, another repository.
+    max_model_len, max_num_seqs, dtype, quantization, kv_cache_dtype, reasoning_parser: as `vllm serve` has them.
+    tool_call_parser: turns tools on.
+    max_images: how many a prompt may have, for vision.
+    args, environment: what else it is to be started with. Never a key: that is `api_key_env` of the backend.
+    shared_memory: the size of /dev/shm of a container, which the processes of tensor parallelism use.
+    drain: seconds that running calls may take when it is told to stop (`--shutdown-timeout`).
+    start_timeout: seconds until its model must be in memory, fetching it included.
+    """
+
+    image: str = "vllm/vllm-openai:v0.32.0"
+    model: str | None = None
+    max_model_len: int | None = None
+    max_num_seqs: int | None = None
+    dtype: str | None = None
+    quantization: str | None = None
+    kv_cache_dtype: str | None = None
+    reasoning_parser: str | None = None
+    tool_call_parser: str | None = None
+    max_images: int | None = None
+    args: tuple[str, ...] = ()
+    environment: Mapping[str, str] = {}
+    shared_memory: str = "8gb"
+    drain: float = 30.0
+    start_timeout: float = 1800.0
+
+    def __post_init__(self) -> None:
+        if any(arg.partition("=")[0] == "--api-key" for arg in self.args):
+            raise ValueError("args may not hold --api-key, which all who list processes would see: set api_key_env")
+        if self.drain < 0 or self.start_timeout <= 0:
+            raise ValueError("drain must not be negative, and start_timeout must be positive")
+
+
 class VLLMSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What `[backends.NAME]` may hold for a vLLM server, beside the common settings.
 
@@ -37,6 +73,7 @@ class VLLMSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         times as long. Either is understood.
     extra_body: parameters that every request of this backend gets, such as `{ top_k = 20 }`; a request's own options
         win over them.
+    launch: how the server is started.
     """
 
     reasoning_kwarg: str = "enable_thinking"
@@ -44,6 +81,7 @@ class VLLMSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     send_request_id: bool = True
     embedding_format: EncodingFormat = "base64"
     extra_body: Mapping[str, Any] = {}
+    launch: Launch = Launch()
 
     def __post_init__(self) -> None:
         taken = sorted((RESERVED | GUIDED).intersection(self.extra_body))

@@ -1,0 +1,123 @@
+"""How to run a backend: one description, from which local processes, Compose files and whatever comes later are made."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import msgspec
+
+__all__ = ["API_KEY", "Container", "Device", "Devices", "LaunchSpec", "Volume"]
+
+API_KEY = "${API_KEY}"
+"""Stands in an environment for the key of the backend. No description holds the key itself, nor is it ever in a command."""
+
+
+class Device(msgspec.Struct, frozen=True, kw_only=True):
+    """A GPU, or a MIG instance of one. `id` is its UUID, or the index as it was written where the cards are elsewhere.
+
+    `total` is its memory in bytes, None where it is not known.
+    """
+
+    id: str
+    total: int | None = None
+
+    @property
+    def resolved(self) -> bool:
+        """Is it named by UUID, which means one card whatever the order?"""
+        return self.id.startswith(("GPU-", "MIG-"))
+
+
+class Devices(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a backend was put: its GPUs and what it may take of the memory of each.
+
+    No GPUs: none were assigned. `memory` is an amount in bytes or a fraction in (0, 1], None where nothing was said.
+    """
+
+    gpus: tuple[Device, ...] = ()
+    memory: int | float | None = None
+    exclusive: bool = False
+
+    def __len__(self) -> int:
+        return len(self.gpus)
+
+    def fraction(self) -> float | None:
+        """The share of each GPU that may be taken; None if nothing was said, or if a size is needed and not known."""
+        if self.memory is None or isinstance(self.memory, float):
+            return self.memory
+        totals = [gpu.total for gpu in self.gpus]
+        sizes = [total for total in totals if total]
+        if not sizes or len(sizes) < len(totals):
+            return None
+        return min(1.0, int(self.memory / min(sizes) * 10_000) / 10_000)  # rounded down: it is a limit
+
+    def environment(self) -> dict[str, str]:
+        """What makes a local process see these GPUs and no others, in the order of the bus, as the driver counts them."""
+        if not self.gpus:
+            return {}
+        return {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": ",".join(gpu.id for gpu in self.gpus)}
+
+
+class Volume(msgspec.Struct, frozen=True, kw_only=True):
+    """Something that a container keeps or is given: a named volume, or a file or folder of the host (`source`)."""
+
+    path: str
+    name: str | None = None
+    source: str | None = None
+    read_only: bool = False
+
+
+class Container(msgspec.Struct, frozen=True, kw_only=True):
+    """How to run a backend in a container.
+
+    `image` carries a version. `entrypoint` None leaves the image's own. `health` is a command that the image has, and
+    that ends with 0 when the server serves. `fetch` is a shell command of the same image that fetches the models from
+    the server's registry; None where the server does so by itself. `dockerfile` is for an image that nobody publishes.
+    `shared_memory` is the size of /dev/shm.
+    """
+
+    image: str
+    command: tuple[str, ...]
+    port: int
+    health: tuple[str, ...]
+    entrypoint: tuple[str, ...] | None = None
+    environment: Mapping[str, str] = {}
+    volumes: tuple[Volume, ...] = ()
+    fetch: str | None = None
+    dockerfile: str | None = None
+    shared_memory: str | None = None
+
+
+class LaunchSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """How to run one backend as a process of its own. Made by a plugin's `llm_hub_launch`, without any I/O.
+
+    `command` is what a local process executes; "{host}" and "{port}" in it and in `environment` stand for where to
+    listen. `environment` is what it needs beside what it inherits; a value may be `API_KEY`, or name a variable of the
+    operator as "${NAME}". `health_path` answers 200 once it lives. `models` must be there to serve, `fetch` are commands
+    that get them. `drain` is how long it lets calls end that run when it is told to stop, `stop_grace` how long to wait
+    before it is killed (longer than `drain`), `start_timeout` how long it may take until its model is in memory; all in
+    seconds. `notes` are for the operator. What the GPUs need is not the plugin's concern: see `Devices.environment`.
+    """
+
+    command: tuple[str, ...]
+    health_path: str
+    environment: Mapping[str, str] = {}
+    devices: Devices = Devices()
+    container: Container | None = None
+    models: tuple[str, ...] = ()
+    fetch: tuple[tuple[str, ...], ...] = ()
+    drain: float = 0.0
+    stop_grace: float = 10.0
+    start_timeout: float = 120.0
+    notes: tuple[str, ...] = ()
+
+    def listening(self, host: str, port: int) -> LaunchSpec:
+        """The same with a place to listen on."""
+
+        def at(text: str) -> str:
+            return text.replace("{host}", host).replace("{port}", str(port))
+
+        return msgspec.structs.replace(
+            self,
+            command=tuple(at(part) for part in self.command),
+            environment={name: at(value) for name, value in self.environment.items()},
+        )

@@ -1,0 +1,80 @@
+"""The dialect of the llamacpp server, `python -m llm_hub_llamacpp` in a process of its own (or llama.cpp's `llama-server`)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from llm_hub.capabilities import Capability, Feature
+from llm_hub.dialect import HttpReply
+from llm_hub.errors import BackendLoading, InvalidRequest, UnsupportedFeature
+from llm_hub.messages import ChatRequest, Message
+from llm_hub.openai_dialect import OpenAIDialect
+from llm_hub_llamacpp.requests import FEATURES, OPTIONS, put_grammar, thinking
+from llm_hub_llamacpp.schemas import check_schema, check_sound
+from llm_hub_llamacpp.settings import PROFILES, LlamaCppSettings, Profile
+
+__all__ = ["ServerDialect"]
+
+# Which tool must be called is forgotten with some chat templates, and here there is no telling which the server has.
+_FEATURES = FEATURES - {Feature.TOOL_CHOICE, Feature.REASONING_EFFORT}
+
+
+class ServerDialect(OpenAIDialect):
+    """Speaks to the server. What is known of a model's file in the process (has it tools? does it think?) is not known here."""
+
+    def __init__(self, settings: LlamaCppSettings, *, capability: Capability, model: str | None) -> None:
+        features = _FEATURES if settings.mmproj is not None else _FEATURES - {Feature.IMAGES}
+        super().__init__(
+            features=frozenset() if capability is Capability.EMBEDDING else features,
+            health_path="/health",
+            models_are_loaded=True,  # the port is opened when the model is in memory
+            reasoning_field="reasoning_content",
+            request_id_header=None,
+            install_model="python -m llm_hub_llamacpp --model {model}",
+            capability=capability,
+        )
+        self.profile = PROFILES.get(model or "", Profile())
+        if settings.system_prompt is not None:
+            self.profile = msgspec.structs.replace(self.profile, system_prompt=settings.system_prompt)
+        if settings.temperature is not None:
+            self.profile = msgspec.structs.replace(self.profile, temperature=settings.temperature)
+
+    def encode_body(self, request: ChatRequest, *, stream: bool = False) -> dict[str, Any]:
+        unknown = sorted(set(request.options) - OPTIONS)
+        if unknown:
+            raise InvalidRequest(
+                f"llama.cpp has no option {', '.join(map(repr, unknown))}",
+                hint=f"It has: {', '.join(sorted(OPTIONS))}.",
+            )
+        form = request.response_format
+        if request.tools and form is not None:
+            raise UnsupportedFeature(
+                "it cannot offer tools and prescribe the form of the answer at once: the model could call none",
+                features=("tools", form.type),
+                hint="Leave one of them out, or ask twice.",
+            )
+        if form is not None and form.schema is not None:
+            (check_sound if form.strict is False else check_schema)(form.schema)
+        for tool in request.tools:
+            check_sound(tool.parameters)
+        system = self.profile.system_prompt
+        if system and not any(each.role == "system" for each in request.messages):
+            messages = (Message(role="system", content=system), *request.messages)
+            request = msgspec.structs.replace(request, messages=messages)
+        body = super().encode_body(request, stream=stream)
+        for name in ("temperature", "max_tokens"):
+            value = getattr(self.profile, name)
+            if value is not None and getattr(request, name) is None:
+                body[name] = value
+        if form is not None:
+            put_grammar(body, form)
+        if request.reasoning is not None:
+            body["chat_template_kwargs"] = thinking(request) | dict(body.get("chat_template_kwargs", {}))
+        return body
+
+    def check_health(self, reply: HttpReply) -> None:
+        if reply.status == 503:  # llama-server listens while it loads; ours does not
+            raise BackendLoading("it is loading its model", status=503)
+        super().check_health(reply)
