@@ -18,7 +18,7 @@ from llm_hub.runtime import Destination, Runtime
 from llm_hub.selection import Ask
 from llm_hub.worlds import World
 
-__all__ = ["Spaces", "admit", "remember"]
+__all__ = ["Spaces", "admit", "answers", "remember"]
 
 logger = logging.getLogger("llm_hub")
 
@@ -38,6 +38,11 @@ class Spaces:
         self.verdicts: dict[tuple[str, Key], tuple[float, Verdict]] = {}
         self.making: set[Key] = set()
 
+    def carry(self, before: Spaces, names: set[str]) -> None:
+        """Take over what the epoch before knew of these backends, which did not change."""
+        self.records.update({key: record for key, record in list(before.records.items()) if key[0] in names})
+        self.verdicts.update({key: known for key, known in list(before.verdicts.items()) if key[1][0] in names})
+
 
 async def remember(world: World, runtime: Runtime, ask: Ask, call: Call) -> None:
     """Put the space of the route's first backend on record, once, if a fallback could ever be compared with it."""
@@ -51,7 +56,7 @@ async def remember(world: World, runtime: Runtime, ask: Ask, call: Call) -> None
         return
     spaces.making.add(key)
     try:
-        spaces.records[key] = record_of(await _answers(world, runtime, first, call))
+        spaces.records[key] = record_of(await answers(world, runtime, first, call))
     except HubError as error:
         call.check()
         # What was asked for is there. Without a record no fallback serves, which `admit` will say.
@@ -76,7 +81,7 @@ async def admit(world: World, runtime: Runtime, ask: Ask, fallback: Destination,
     key = (record.id, (fallback.name, fallback.model))
     since, verdict = spaces.verdicts.get(key, (0.0, None))
     if verdict is None or time.monotonic() - since > _VALID:
-        verdict = compare(record, await _answers(world, runtime, fallback, call))
+        verdict = compare(record, await answers(world, runtime, fallback, call))
         spaces.verdicts[key] = (time.monotonic(), verdict)
     if not verdict.same:
         raise EmbeddingSpaceChanged(
@@ -90,10 +95,9 @@ async def admit(world: World, runtime: Runtime, ask: Ask, fallback: Destination,
 _HINT = "Vectors of two spaces cannot be compared: wait for the first backend, or serve the same model on both alike."
 
 
-async def _answers(
-    world: World, runtime: Runtime, destination: Destination, call: Call
-) -> dict[str, tuple[float, ...]]:
-    answers: dict[EmbedKind | None, EmbedResponse] = {}
+async def answers(world: World, runtime: Runtime, destination: Destination, call: Call) -> dict[str, tuple[float, ...]]:
+    """What a backend answers to the canary texts, by their name."""
+    given: dict[EmbedKind | None, EmbedResponse] = {}
     for kind, asked in by_kind().items():
         request = EmbedRequest(
             texts=tuple(one.text for one in asked), model=destination.model, kind=kind, truncate=True
@@ -101,5 +105,5 @@ async def _answers(
         own = Call(
             timeout=max(0.001, min(call.remaining(), _LONGEST)), timeouts=destination.timeouts, cancel=call.cancel
         )
-        answers[kind] = await embed_all(world, runtime, destination, request, own)
-    return by_name(answers)
+        given[kind] = await embed_all(world, runtime, destination, request, own)
+    return by_name(given)

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import itertools
+import os
 import threading
+import weakref
 from collections.abc import Callable
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
-from llm_hub.errors import HubClosed
+from llm_hub.errors import HubClosed, HubError
 
 __all__ = ["Epoch", "EpochStore", "Lease"]
 
 T = TypeVar("T")
+
+Told = Callable[[HubError], object]
 
 
 class Epoch(Generic[T]):
@@ -27,7 +31,7 @@ class Epoch(Generic[T]):
         self.number = number
         self.value = value
         self.retired = False
-        self.tokens: set[object] = set()
+        self.tokens: dict[int, weakref.WeakMethod[Told] | None] = {}
         self._on_drained = on_drained
         self._drained = threading.Lock()  # taken once, by whoever gets to close
 
@@ -40,10 +44,30 @@ class Epoch(Generic[T]):
         """Take over the closing, so that nobody else does it. False if it has been done or taken already."""
         return self._drained.acquire(blocking=False)
 
+    @property
+    def closed(self) -> bool:
+        """Has its closing begun?"""
+        return self._drained.locked()
+
     def settle(self) -> None:
         """Close if retired and no lease is left. Called whenever either may have become true."""
         if self.retired and not self.tokens and self.claim():
             self._on_drained(self.value)
+
+    def expire(self, error: HubError) -> int:
+        """The drain deadline: tell `error` to those that still hold a lease and asked to be told, and close all the same.
+
+        Returns how many leases there were.
+        """
+        waiting = list(self.tokens.values())
+        if self.closed:
+            return 0
+        for token in waiting:
+            if token is not None and (told := token()) is not None:
+                told(error)
+        if self.claim():
+            self._on_drained(self.value)
+        return len(waiting)
 
 
 class Lease(Generic[T]):
@@ -53,17 +77,27 @@ class Lease(Generic[T]):
 
     def __init__(self, epoch: Epoch[T]) -> None:
         self.epoch = epoch
-        epoch.tokens.add(id(self))
+        epoch.tokens[id(self)] = None
 
     @property
     def value(self) -> T:
         """What the epoch holds."""
         return self.epoch.value
 
+    def attach(self, told: Told) -> None:
+        """Call this bound method, with the error to end with, should the drain deadline come before the lease is returned.
+
+        It is held weakly, so that whoever holds the lease can still be dropped. It is called in another thread, must be
+        quick and must not raise.
+        """
+        tokens = self.epoch.tokens
+        if id(self) in tokens:
+            tokens[id(self)] = weakref.WeakMethod(told)
+
     def release(self) -> None:
         """Give it back."""
         epoch = self.epoch
-        epoch.tokens.discard(id(self))
+        epoch.tokens.pop(id(self), None)
         if epoch.retired:
             epoch.settle()
 
@@ -71,31 +105,83 @@ class Lease(Generic[T]):
 
 
 class EpochStore(Generic[T]):
-    """The current epoch. Publishing another is one assignment; whoever holds a lease keeps what it has."""
+    """The current epoch. Publishing another is one assignment; whoever holds a lease keeps what it has.
 
-    __slots__ = ("_numbers", "current")
+    `on_first` runs in the thread that takes the first lease, before it gets it, and again in the child of a fork: what
+    has to be alive while epochs are leased (a thread that watches for the next one) is begun there, not sooner.
+    """
 
-    def __init__(self) -> None:
+    __slots__ = ("__weakref__", "_beginning", "_numbers", "_on_first", "_resting", "_swapping", "current")
+
+    def __init__(self, on_first: Callable[[], None] | None = None) -> None:
         self.current: Epoch[T] | None = None
         self._numbers = itertools.count(1)
+        self._on_first = on_first
+        self._resting: Epoch[T] | None = None
+        self._beginning = threading.RLock()
+        self._swapping = threading.Lock()
+        _STORES.add(self)
 
-    def next_epoch(self, value: T, on_drained: Callable[[T], None]) -> Epoch[T]:
-        """An epoch with the next number, not yet published."""
-        return Epoch(next(self._numbers), value, on_drained)
+    def next_epoch(self, value: T, on_drained: Callable[[T], None], *, number: int | None = None) -> Epoch[T]:
+        """An epoch, not yet published; its number is the next one if none is given."""
+        return Epoch(next(self._numbers) if number is None else number, value, on_drained)
 
-    def publish(self, epoch: Epoch[T] | None) -> None:
-        """Make this the current epoch (None: there is none any more) and retire the one before."""
-        previous, self.current = self.current, epoch
+    def publish(self, epoch: Epoch[T] | None) -> Epoch[T] | None:
+        """Make this the current epoch (None: there is none any more) and retire the one before, which is returned."""
+        with self._swapping:
+            previous, self.current = self.current or self._resting, epoch
+            self._resting = None
         if previous is not None:
             previous.retire()
+        return previous
+
+    def rest(self, epoch: Epoch[T]) -> None:
+        """Make this the epoch that will be current as soon as somebody wants a lease."""
+        self._resting = epoch
+
+    @property
+    def latest(self) -> Epoch[T] | None:
+        """The current epoch, or the one that is going to be; None when there is none any more."""
+        return self.current or self._resting
 
     def lease(self) -> Lease[T]:
         """A lease on the current epoch. Raises HubClosed when there is none."""
         while True:
             epoch = self.current
             if epoch is None:
-                raise HubClosed("the hub is closed", hint="Open a new one.")
+                self._begin()
+                continue
             lease = Lease(epoch)
             if not epoch.retired:
                 return lease
             lease.release()  # lost the race against a switch
+
+    def _begin(self) -> None:
+        with self._beginning:
+            with self._swapping:
+                if self.current is not None:
+                    return
+                if self._resting is None:
+                    raise HubClosed("the hub is closed", hint="Open a new one.")
+                self.current, self._resting = self._resting, None
+            if self._on_first is not None:
+                self._on_first()
+
+    def _forked(self) -> None:
+        self._beginning, self._swapping = threading.RLock(), threading.Lock()
+        epoch = self.current or self._resting
+        if epoch is not None:
+            epoch.tokens.clear()  # those who held these leases are threads of the parent
+            if self._on_first is not None:
+                self.current, self._resting = None, epoch
+
+
+_STORES: weakref.WeakSet[EpochStore[Any]] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for store in list(_STORES):
+        store._forked()
+
+
+os.register_at_fork(after_in_child=_after_fork)

@@ -3,6 +3,7 @@
 HubError
 ├── ConfigurationError          what was configured is wrong or incomplete
 │   ├── SettingsError           a variable, or a line of llm-hub.toml
+│   ├── ControlFileDamaged      the control file cannot be read, or says nothing that can be used
 │   ├── UnknownBackend          a name that nothing defines
 │   └── NoBackend               no rule names a backend that can serve this
 ├── PluginError                 the code of a backend
@@ -27,6 +28,7 @@ HubError
 │   ├── ProtocolError           an answer that is not what the protocol says
 │   ├── DeadlineExceeded        one of the deadlines passed, named in `stage`
 │   └── StreamInterrupted       a stream that did not end properly, with the partial text
+├── SwitchRefused               a switch was not proven or not allowed: nothing has changed
 ├── HubClosed                   the hub, or this epoch of it, is closed
 └── Cancelled                   the caller gave up
 """
@@ -47,6 +49,7 @@ __all__ = [
     "ConfigurationError",
     "ConnectionLost",
     "ContextOverflow",
+    "ControlFileDamaged",
     "DeadlineExceeded",
     "EmbeddingSpaceChanged",
     "HubClosed",
@@ -64,6 +67,7 @@ __all__ = [
     "RequestError",
     "SettingsError",
     "StreamInterrupted",
+    "SwitchRefused",
     "UnknownBackend",
     "UnsupportedFeature",
 ]
@@ -130,6 +134,10 @@ class SettingsError(ConfigurationError):
     def __str__(self) -> str:
         text = super().__str__()
         return f"{self.where}: {text}" if self.where else text
+
+
+class ControlFileDamaged(SettingsError):
+    """The control file (`where`) cannot be read or written, or does not say what it must. What is in force goes on serving."""
 
 
 class UnknownBackend(ConfigurationError):
@@ -371,6 +379,24 @@ class StreamInterrupted(BackendError):
     ) -> None:
         super().__init__(message, status=status, backend=backend, hint=hint)
         self.partial = partial
+
+
+class SwitchRefused(HubError):
+    """A switch was not published: a target was not proven, or the process or the file does not allow it. Nothing changed.
+
+    `problems` say what is wrong with each target, by capability or operation.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        problems: Mapping[str, str] | None = None,
+        backend: str | None = None,
+        hint: str | None = None,
+    ) -> None:
+        super().__init__(message, backend=backend, hint=hint)
+        self.problems = dict(problems or {})
 
 
 class HubClosed(HubError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from types import TracebackType
@@ -10,21 +11,22 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from llm_hub.backend_pool import BackendPool
 from llm_hub.call import Call
 from llm_hub.capabilities import Capability, Feature, ModelInfo, Probe, Rung
 from llm_hub.config import BuildContext, Progress
+from llm_hub.control import Entry
 from llm_hub.epochs import Epoch, EpochStore
 from llm_hub.errors import HubClosed, HubError, InvalidRequest
 from llm_hub.observers import Watch, observers_named
 from llm_hub.runtime import Runtime
-from llm_hub.selection import Ask, Decision
+from llm_hub.selection import Ask, Decision, Switch, Target
+from llm_hub.switching import MemoryBook, Switchboard, Switched, parse_target
 from llm_hub.text import TextHandle
 from llm_hub.transport import Transport, drive
 from llm_hub.worlds import ASYNC, BLOCKING
 
 if TYPE_CHECKING:
-    import os
-
     from llm_hub.embedding import EmbeddingHandle
     from llm_hub.observers import Observer
     from llm_hub.registry import PluginReport, Registry
@@ -92,6 +94,7 @@ class Hub:
         transport: Transport | None = None,
         progress: Callable[[Progress], None] | None = None,
         observers: Iterable[Observer] = (),
+        reread: Callable[[], Settings] | None = None,
     ) -> None:
         from llm_hub.registry import Registry
         from llm_hub.settings import Settings
@@ -108,11 +111,18 @@ class Hub:
         for warning in settings.warnings:
             logger.warning("%s", warning)
         self._transport = transport or Transport()
+        self._pool = BackendPool()
         self._epochs: EpochStore[Runtime] = EpochStore()
         named = observers_named(settings.observers, self._registry, BuildContext(transport=self._transport))
-        self._watch = Watch((*named, *observers))
-        runtime = Runtime(settings, self._registry, self._transport, progress=progress, watch=self._watch)
-        self._epochs.publish(self._epochs.next_epoch(runtime, _close_apart))
+        self._watch = watch = Watch((*named, *observers))
+        made, found = self._registry, self._transport
+
+        def first(switch: Switch | None) -> Runtime:
+            return Runtime(settings, made, found, progress=progress, watch=watch, pool=self._pool, switch=switch)
+
+        self._board = Switchboard(
+            self._epochs, MemoryBook(), first, _close_apart, pinned=settings.pinned, reread=reread
+        )
 
     @classmethod
     def from_env(
@@ -136,7 +146,12 @@ class Hub:
         names = {plugin.name for plugin in found} | set(plugins or ())
         settings = Settings.from_env(environ, plugins=names, config=config)
         registry = Registry(found, plugins=plugins, allowed=settings.allowed, disabled=settings.disabled)
-        return cls(settings, registry=registry, progress=progress, observers=observers)
+        variables = dict(os.environ if environ is None else environ)
+
+        def reread() -> Settings:
+            return Settings.from_env(variables, plugins=names, config=config)
+
+        return cls(settings, registry=registry, progress=progress, observers=observers, reread=reread)
 
     # -- asking -------------------------------------------------------------------------------------------------------
 
@@ -297,11 +312,76 @@ class Hub:
         """Wait until the observers have taken note of what has happened so far. False if they have not by then, in seconds."""
         return self._watch.flush(timeout)
 
+    # -- switching ----------------------------------------------------------------------------------------------------
+
+    def use(
+        self,
+        backend: str | None = None,
+        /,
+        *,
+        warm: bool = False,
+        new_space: bool = False,
+        drain: float | None = None,
+        timeout: float = 15.0,
+        **capabilities: str,
+    ) -> Switched:
+        """Switch to other backends, with no call lost: `hub.use("vllm")`, `hub.use(text="vllm-text/qwen3-8b")`.
+
+        A name alone stands for all that this backend offers and has a model for. By capability (`text`, `embedding`,
+        `vision`, `vision_read`, `vision_describe`) it is BACKEND, BACKEND/MODEL, or several with commas between: then the
+        others are its fallbacks. All of it is one new epoch, or none.
+
+        Each target is proven first: its plugin loads, its server is alive and has the model (with `warm`: in memory),
+        and embeddings stay in their space, unless `new_space` says that another is meant. Calls that have begun end on
+        the old backends; with `drain`, in seconds, what still streams after that time fails with StreamInterrupted.
+        `timeout` in seconds, for each question of the proof. The switch overrides the environment until `reset`.
+
+        Raises SwitchRefused, with what was found; then nothing has changed.
+        """
+        wanted: str | dict[str, tuple[Target, ...]]
+        if backend is not None:
+            if capabilities:
+                raise InvalidRequest(
+                    "a backend for everything and backends by capability do not go together",
+                    hint="Name each capability, or none.",
+                )
+            wanted = backend
+        else:
+            wanted = {key.replace("_", "."): parse_target(value) for key, value in capabilities.items()}
+        return self._board.use(wanted, warm=warm, new_space=new_space, drain=drain, timeout=timeout)
+
+    async def ause(self, backend: str | None = None, /, **options: Any) -> Switched:
+        """`use`, from an event loop."""
+        return await ASYNC.apart(lambda: self.use(backend, **options))
+
+    def rollback(self, to: int | None = None, *, drain: float | None = None) -> Switched:
+        """Back to the epoch before the switch, at once; `to` names an older one. Again: further back.
+
+        Raises SwitchRefused if there is none.
+        """
+        return self._board.rollback(to, drain=drain)
+
+    async def arollback(self, to: int | None = None, *, drain: float | None = None) -> Switched:
+        """`rollback`, from an event loop."""
+        return await ASYNC.apart(lambda: self.rollback(to, drain=drain))
+
+    def reset(self, *, drain: float | None = None) -> Switched:
+        """Back to what the environment and the settings file say."""
+        return self._board.reset(drain=drain)
+
+    async def areset(self, *, drain: float | None = None) -> Switched:
+        """`reset`, from an event loop."""
+        return await ASYNC.apart(lambda: self.reset(drain=drain))
+
+    def history(self) -> tuple[Entry, ...]:
+        """The epochs that were published, the oldest first."""
+        return self._board.book.read().history
+
     # -- closing ------------------------------------------------------------------------------------------------------
 
     def close(self) -> None:
         """Close every backend and connection. Calls that still run fail; new ones raise HubClosed. Idempotent."""
-        epoch = self._epochs.current
+        epoch = self._epochs.latest
         ours = epoch is not None and epoch.claim()
         self._epochs.publish(None)
         if epoch is not None and ours:

@@ -355,6 +355,7 @@ class _Stream:
         self._ready: list[ChatChunk] = []
         self._seen: list[ChatChunk] = []
         self._over = False
+        self._expired: HubError | None = None
         self._first: float | None = None
         self._response: ChatResponse | None = None
         self.served_by: ServedBy | None = None
@@ -392,6 +393,7 @@ class _Stream:
 
         self._lease = self._epochs.lease()
         begin(self._lease, self._ask, "chat", self._call, streamed=True)
+        self._lease.attach(self._expire)
         request = self._request
         if not isinstance(request, ChatRequest):
             request = await self._world.apart(request)
@@ -431,6 +433,8 @@ class _Stream:
 
     def _failure(self, error: BaseException) -> BaseException:
         """What the caller is told of this."""
+        if self._expired is not None and isinstance(error, Cancelled):
+            return self._drained(self._expired)
         if isinstance(error, Exception) and not isinstance(error, HubError) and self.served_by is not None:
             failure = _fault(error, self.served_by.backend, self.served_by.plugin)
             return self._interrupted(failure) if self._produced() else failure
@@ -442,6 +446,17 @@ class _Stream:
 
     def _produced(self) -> bool:
         return any(chunk.has_content for chunk in self._seen)
+
+    def _expire(self, error: HubError) -> None:
+        """The epoch is drained no longer: end with this error, now if somebody waits, else when the next chunk is asked for."""
+        if self._given is None or not self._given.cancelled:
+            self._expired = error
+        self._stop.cancel()
+
+    def _drained(self, error: HubError) -> StreamInterrupted:
+        """An error of its own: the one that was told is told to every stream."""
+        name = self.served_by.backend if self.served_by is not None else None
+        return StreamInterrupted(error.message, partial=self.text, backend=name, hint=error.hint)
 
     def _interrupted(self, error: HubError) -> StreamInterrupted:
         """After the first content every failure is this one, so that nobody takes a part for the whole."""

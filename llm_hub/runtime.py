@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from llm_hub.backend_pool import BackendPool
 from llm_hub.call import Call, Timeouts
 from llm_hub.capabilities import Backend, Capability, Feature, ModelInfo, Probe, Rung
 from llm_hub.config import BackendConfig, BatchLimits, BuildContext, Progress
 from llm_hub.errors import HubClosed, HubError, ModelNotFound, NoBackend
 from llm_hub.manifest import PluginManifest
 from llm_hub.observers import Watch
-from llm_hub.selection import DEFAULT_BACKEND, Ask, Candidate, Decision, Target, decides_by_default, select
+from llm_hub.selection import DEFAULT_BACKEND, Ask, Candidate, Decision, Switch, Target, decides_by_default, select
 from llm_hub.settings import bind_options
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ __all__ = ["Destination", "Route", "Runtime"]
 
 logger = logging.getLogger("llm_hub")
 
+_CARRIED = 256  # routes that are resolved before an epoch is in use; the others are resolved by their next call
 _FIRST_LOOK = Timeouts(connect=0.5, whole=1.0)  # how long the default is given to show that it is there, in seconds
 
 
@@ -57,7 +59,10 @@ class Route(msgspec.Struct, frozen=True):
 
 
 class Runtime:
-    """The configuration of one epoch, at work. Safe to use from any thread."""
+    """The configuration of one epoch, at work: the settings and what the control file says. Safe to use from any thread.
+
+    Its backends come from `pool`, which epochs share. `registry`, `transport` and `pool` belong to the hub.
+    """
 
     def __init__(
         self,
@@ -67,12 +72,17 @@ class Runtime:
         *,
         progress: Callable[[Progress], None] | None = None,
         watch: Watch | None = None,
+        pool: BackendPool | None = None,
+        switch: Switch | None = None,
     ) -> None:
         self.settings = settings
+        self.switch = switch
         self.registry = registry
         self.transport = transport
         self.watch = watch or Watch()
         self.known: dict[tuple[str, str], ModelInfo] = {}
+        self._progress = progress
+        self._pool = pool or BackendPool()
         self._context = BuildContext(transport=transport)
         if progress is not None:
             self._context = BuildContext(transport=transport, progress=progress)
@@ -117,7 +127,7 @@ class Runtime:
 
     def needs_first_look(self, ask: Ask) -> bool:
         """Must it be found out whether the default answers, before `decide` can tell?"""
-        return self._default_answers is None and decides_by_default(ask, self.candidates(), self.settings)
+        return self._default_answers is None and decides_by_default(ask, self.candidates(), self.settings, self.switch)
 
     def note_default(self, *, answers: bool) -> None:
         """Whether the default answers: decided once, so that a hub does not change its mind from call to call."""
@@ -129,7 +139,8 @@ class Runtime:
         loaded: frozenset[str] = frozenset()
         while True:
             health = {DEFAULT_BACKEND: bool(self._default_answers)}
-            decision = select(ask, self.candidates(loaded), self.settings, self.settings.assignments, health)
+            candidates = self.candidates(loaded)
+            decision = select(ask, candidates, self.settings, self.settings.assignments, health, self.switch)
             wanted = {decision.backend, *(target.backend for target in decision.fallbacks)}
             if wanted <= loaded:
                 return decision
@@ -183,7 +194,9 @@ class Runtime:
             if built is None:
                 if self._closed:
                     raise HubClosed("the hub is closed", hint="Open a new one.")
-                made = plugin.build(capability, config, self._context)
+                made = self._pool.take(
+                    self, capability, plugin, config, lambda: plugin.build(capability, config, self._context)
+                )
                 if made is None:
                     raise NoBackend(
                         f"its plugin {plugin.name!r} built no {capability} backend from this configuration",
@@ -216,6 +229,87 @@ class Runtime:
         from llm_hub.embedding_guard import Spaces  # here, because most hubs embed nothing
 
         return Spaces()
+
+    # -- the next epoch -----------------------------------------------------------------------------------------------
+
+    def successor(self, settings: Settings, switch: Switch | None) -> Runtime:
+        """What the next epoch holds: not in use yet, with what is known of all that did not change.
+
+        What callers asked for here is decided anew there, and its backends are built or taken over, so that no call has
+        to wait for that after the switch. What cannot be decided any more is left to the call that asks for it.
+        """
+        following = Runtime(
+            settings,
+            self.registry,
+            self.transport,
+            progress=self._progress,
+            watch=self.watch,
+            pool=self._pool,
+            switch=switch,
+        )
+        following._default_answers = self._default_answers
+        following._warned = set(self._warned)
+        same = {name for name in self._names() if self._unchanged(name, following)}
+        following.known.update({key: model for key, model in list(self.known.items()) if key[0] in same})
+        if "spaces" in self.__dict__:
+            following.spaces.carry(self.spaces, same)
+        for ask, route in list(self._routes.items())[-_CARRIED:]:
+            try:
+                following._carry(ask, route, same)
+            except HubError as error:
+                logger.debug("%s is left to the next call: %s", ask.what, error)
+        return following
+
+    def check(self, key: str) -> None:
+        """Build what the control file binds under this key, as far as no call could be made to wait for it.
+
+        Raises what keeps it from being built.
+        """
+        from llm_hub.proving import asks_of  # here, because most processes are never switched
+
+        for ask in asks_of(key, self):
+            if ask not in self._routes:
+                self._keep(ask, Route(*self._build(ask)))
+
+    def renamed(self, switch: Switch) -> None:
+        """The same bindings, with the sources by which they are known from now on. Before the epoch is in use."""
+        self.switch = switch
+        for ask, route in list(self._routes.items()):
+            if route.decision.rule == 2:
+                decision = self.decide(ask)
+                self._routes[ask] = Route(decision, route.destinations)
+
+    def _names(self) -> set[str]:
+        return {*self.settings.backends, *self.registry.names()}
+
+    def _unchanged(self, name: str, following: Runtime) -> bool:
+        """Is this backend configured in the next epoch as it is here?"""
+        ours, theirs = self.settings.backends.get(name), following.settings.backends.get(name)
+        if ours is None or theirs is None:
+            return ours is theirs
+        return msgspec.structs.replace(ours, source="") == msgspec.structs.replace(theirs, source="")
+
+    def _carry(self, ask: Ask, route: Route, same: set[str]) -> None:
+        """Resolve here what was resolved in the epoch before, `route`; the models that were found out there stay."""
+        if self.needs_first_look(ask):
+            return
+        decision, destinations = self._build(ask)
+        found = {
+            (one.name, target.model): one.model
+            for one, target in zip(route.destinations, _targets(route.decision), strict=False)
+            if one.name in same
+        }
+        self._warn(decision)
+        self._keep(
+            ask,
+            Route(
+                decision,
+                tuple(
+                    one if one.model is not None else msgspec.structs.replace(one, model=found.get((one.name, None)))
+                    for one in destinations
+                ),
+            ),
+        )
 
     # -- resolving ----------------------------------------------------------------------------------------------------
 
@@ -257,8 +351,7 @@ class Runtime:
 
     def _build(self, ask: Ask) -> tuple[Decision, tuple[Destination, ...]]:
         decision = self.decide(ask)
-        targets = (Target(decision.backend, decision.model), *decision.fallbacks)
-        return decision, tuple(self.destination(target, ask) for target in targets)
+        return decision, tuple(self.destination(target, ask) for target in _targets(decision))
 
     def forget(self, ask: Ask) -> None:
         """Resolve anew next time: the backend no longer has the model that was found."""
@@ -307,15 +400,20 @@ class Runtime:
                 self.known[(name, alias)] = model
         return models
 
-    async def probe(self, world: World, name: str, capability: Capability, rung: Rung, call: Call) -> Probe:
-        """Climb the health ladder of one backend; what keeps it from being built is part of the answer."""
+    async def probe(
+        self, world: World, name: str, capability: Capability, rung: Rung, call: Call, *, model: str | None = None
+    ) -> Probe:
+        """Climb the health ladder of one backend; what keeps it from being built is part of the answer.
+
+        `model` is the one to look for, by default the one that is configured.
+        """
         try:
             backend = await world.apart(lambda: self.backend(name, capability))
             config = await world.apart(lambda: self.config(name))
             manifest = await world.apart(lambda: self.manifest(name))
         except HubError as error:
             return Probe(rung=None, wanted=rung, detail=error.message, hint=error.hint)
-        model = config.models.get(capability) or manifest.default_models.get(capability)
+        model = model or config.models.get(capability) or manifest.default_models.get(capability)
         probe = await world.probe(backend, rung, model, call)
         if (bad := manifest.bad_version(probe.version)) is not None:
             return msgspec.structs.replace(probe, degraded=f"version {probe.version} is known to be bad: {bad.reason}")
@@ -328,19 +426,16 @@ class Runtime:
                 logger.warning("%s", warning)
 
     def close(self) -> None:
-        """Close every backend that was built. The first failure is raised after all were tried."""
+        """Give up every backend; those that no other epoch holds are closed. The first failure is raised at the end."""
         with self._lock:
             self._closed = True
-            backends, self._backends = list(self._backends.values()), {}
+            self._backends.clear()
             self._routes.clear()
-        failed: Exception | None = None
-        for backend in backends:
-            try:
-                backend.close()
-            except Exception as error:  # noqa: BLE001 - the others must be closed too; raised below
-                failed = failed or error
-        if failed is not None:
-            raise failed
+        self._pool.release(self)
+
+
+def _targets(decision: Decision) -> tuple[Target, ...]:
+    return (Target(decision.backend, decision.model), *decision.fallbacks)
 
 
 _RUNTIMES: weakref.WeakSet[Runtime] = weakref.WeakSet()

@@ -16,6 +16,7 @@ __all__ = [
     "Candidate",
     "Decision",
     "Rejected",
+    "Switch",
     "Target",
     "decides_by_default",
     "elsewhere",
@@ -109,6 +110,16 @@ class Target(msgspec.Struct, frozen=True):
         return f"{self.backend}/{self.model}" if self.model else self.backend
 
 
+class Switch(msgspec.Struct, frozen=True, kw_only=True):
+    """What the control file says: backends for a capability or an operation ("text", "vision.read"), the first serves.
+
+    `sources` say for each key where that stands, who wrote it and when. Model None means what is configured.
+    """
+
+    bindings: Mapping[str, tuple[Target, ...]] = {}
+    sources: Mapping[str, str] = {}
+
+
 class Rejected(msgspec.Struct, frozen=True):
     """A candidate that was not chosen, and why."""
 
@@ -139,7 +150,18 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
         return RULES[self.rule]
 
 
-def decides_by_default(ask: Ask, candidates: Mapping[str, Candidate], settings: Settings) -> bool:
+class _Named(msgspec.Struct, frozen=True):
+    """Backends that a rule names, in order, where that stands, and the models that it names along with them."""
+
+    rule: int
+    names: tuple[str, ...]
+    source: str
+    models: Mapping[str, str] = {}
+
+
+def decides_by_default(
+    ask: Ask, candidates: Mapping[str, Candidate], settings: Settings, switch: Switch | None = None
+) -> bool:
     """Will `select` come to the default with nothing configured, and so need to know whether Ollama answers?"""
     return (
         ask.backend is None
@@ -147,7 +169,7 @@ def decides_by_default(ask: Ask, candidates: Mapping[str, Candidate], settings: 
         and not settings.touches_ollama
         and not _reads(ask)  # which Ollama does not
         and DEFAULT_BACKEND in candidates
-        and next(_named_by_rules(ask, candidates, settings, settings.assignments), None) is None
+        and next(_named_by_rules(ask, candidates, settings, settings.assignments, switch), None) is None
     )
 
 
@@ -157,37 +179,45 @@ def select(
     environment: Settings,
     assignment: Sequence[Assignment] = (),
     health: Mapping[str, bool] | None = None,
+    switch: Switch | None = None,
 ) -> Decision:
     """Decide which backend serves. No I/O, no clock, no globals: the same arguments give the same decision.
 
     The first rule that names a backend decides (`RULES`, in order); what it names must be able to serve. `assignment`
-    is the GPU plan, in order; `health` tells of the default backend whether it answers.
+    is the GPU plan, in order; `health` tells of the default backend whether it answers; `switch` is what the control
+    file says.
 
     Raises UnknownBackend for a name that nothing defines, UnsupportedFeature when what was named lacks a feature,
     NoBackend when nothing that may be chosen can serve, and the candidate's own `problem`.
     """
     health = health or {}
-    for rule, names, source in _named_by_rules(ask, candidates, environment, assignment):
-        return _decide(ask, candidates, environment, rule, names, source)
+    for named in _named_by_rules(ask, candidates, environment, assignment, switch):
+        return _decide(ask, candidates, environment, named)
     return _default(ask, candidates, environment, health)
 
 
 def _named_by_rules(
-    ask: Ask, candidates: Mapping[str, Candidate], settings: Settings, assignment: Sequence[Assignment]
-) -> Iterator[tuple[int, tuple[str, ...], str]]:
-    """Each rule, 1 to 6, that names a backend: its number, the names in order, and where that stands."""
+    ask: Ask,
+    candidates: Mapping[str, Candidate],
+    settings: Settings,
+    assignment: Sequence[Assignment],
+    switch: Switch | None,
+) -> Iterator[_Named]:
+    """Each rule, 1 to 6, that names a backend."""
     capability = ask.capability
     if ask.backend is not None:
-        yield 1, (ask.backend,), "the call"
+        yield _Named(1, (ask.backend,), "the call")
+    if switch is not None and (switched := _switched(ask, candidates, switch)) is not None:
+        yield switched
     for key in (ask.what, str(capability)):
         if (own := settings.providers.get(key)) is not None:
-            yield 3, own.names, own.source
+            yield _Named(3, own.names, own.source)
             break
     if settings.provider is not None and _has_model_for(settings.provider.names[0], ask, candidates):
-        yield 4, settings.provider.names, settings.provider.source
+        yield _Named(4, settings.provider.names, settings.provider.source)
     for key in (ask.what, str(capability)):
         if (route := settings.routes.get(key)) is not None:
-            yield 5, route.names, route.source
+            yield _Named(5, route.names, route.source)
             break
     assigned = tuple(
         entry.backend
@@ -195,7 +225,18 @@ def _named_by_rules(
         if capability in entry.capabilities and _does_operation(candidates.get(entry.backend), ask)
     )
     if assigned:
-        yield 6, assigned, next(entry.source for entry in assignment if capability in entry.capabilities)
+        yield _Named(6, assigned, next(entry.source for entry in assignment if capability in entry.capabilities))
+
+
+def _switched(ask: Ask, candidates: Mapping[str, Candidate], switch: Switch) -> _Named | None:
+    """Rule 2: what the control file names for this operation, else for its capability, if that is meant for this half of it."""
+    for key in (ask.what, str(ask.capability)):
+        targets = switch.bindings.get(key)
+        if targets and (key == ask.what or _does_operation(candidates.get(targets[0].backend), ask)):
+            models = {target.backend: target.model for target in targets if target.model is not None}
+            names = tuple(dict.fromkeys(target.backend for target in targets))
+            return _Named(2, names, switch.sources.get(key, RULES[2]), models)
+    return None
 
 
 def _reads(ask: Ask) -> bool:
@@ -222,10 +263,9 @@ def _has_model_for(name: str, ask: Ask, candidates: Mapping[str, Candidate]) -> 
     return capability in candidate.models or (not candidate.models and capability is Capability.TEXT)
 
 
-def _decide(
-    ask: Ask, candidates: Mapping[str, Candidate], settings: Settings, rule: int, names: tuple[str, ...], source: str
-) -> Decision:
+def _decide(ask: Ask, candidates: Mapping[str, Candidate], settings: Settings, named: _Named) -> Decision:
     """A rule has named these; the first that has the features serves, the others are fallbacks."""
+    rule, names, source = named.rule, named.names, named.source
     order = list(names)
     declared = set(names[1:])
     if settings.fallback is not None and rule != 1:
@@ -244,7 +284,8 @@ def _decide(
             )
         problem = _cannot(ask, candidate)
         if problem is None:
-            usable.append(Target(name, ask.model or candidate.models.get(ask.capability)))
+            model = ask.model or named.models.get(name) or candidate.models.get(ask.capability)
+            usable.append(Target(name, model))
             continue
         first = first or problem
         if isinstance(problem, UnsupportedFeature) and len(names) > 1 and name in names:
@@ -349,7 +390,7 @@ def _default(ask: Ask, candidates: Mapping[str, Candidate], settings: Settings, 
                 f"no rule names a backend for {ask.capability}, and the default, Ollama, is not installed",
                 hint=_how_to_choose(ask, candidates, settings),
             )
-        decision = _decide(ask, candidates, settings, 7, (DEFAULT_BACKEND,), "the default")
+        decision = _decide(ask, candidates, settings, _Named(7, (DEFAULT_BACKEND,), "the default"))
         others = sorted(set(settings.backends) - {DEFAULT_BACKEND})
         unchosen = (
             f"{', '.join(others)} configured, but nothing chooses for {ask.capability}; set LLM_PROVIDER or a route"

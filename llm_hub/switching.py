@@ -1,0 +1,457 @@
+"""The switches of one hub: the next epoch is built beside the one in force, proven, and published in one assignment."""
+
+from __future__ import annotations
+
+import getpass
+import logging
+import os
+import socket
+import threading
+import weakref
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Protocol
+
+import msgspec
+
+from llm_hub.call import Call
+from llm_hub.control import Document, Entry, Proof, merged
+from llm_hub.epochs import Epoch, EpochStore
+from llm_hub.errors import ControlFileDamaged, HubClosed, HubError, InvalidRequest, StreamInterrupted, SwitchRefused
+from llm_hub.quarantine import said
+from llm_hub.selection import Switch, Target
+from llm_hub.transport import drive
+from llm_hub.worlds import BLOCKING
+
+if TYPE_CHECKING:
+    from llm_hub.embedding_space import SpaceRecord
+    from llm_hub.runtime import Runtime
+    from llm_hub.settings import Settings
+
+__all__ = ["Book", "MemoryBook", "Switchboard", "Switched", "parse_target"]
+
+logger = logging.getLogger("llm_hub")
+
+KEYS = ("text", "embedding", "vision", "vision.describe", "vision.read")
+"""What can be switched."""
+
+Change = Callable[[Document], Document]
+
+
+class Switched(msgspec.Struct, frozen=True, kw_only=True):
+    """A switch that was published: its epoch, the one before, and what was changed in it, with the proof.
+
+    `notes` are for the operator: what was left out, what is not as it should be.
+    """
+
+    epoch: int
+    previous: int
+    changed: Mapping[str, tuple[Target, ...]] = {}
+    bindings: Mapping[str, tuple[Target, ...]] = {}
+    proofs: tuple[Proof, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+class Book(Protocol):
+    """Where the document is kept: in the memory of the hub, or in a file that many share."""
+
+    @property
+    def where(self) -> str:
+        """For people."""
+        ...
+
+    def read(self) -> Document:
+        """The newest document. Raises ControlFileDamaged."""
+        ...
+
+    def last(self) -> Document | None:
+        """The last document that was not damaged, as far as it is known."""
+        ...
+
+    def update(self, change: Change, *, repair: bool = False) -> Document:
+        """Put what `change` makes of the newest document in its place, as one step.
+
+        `repair`: should it be damaged, `change` is given the last one that was not. Raises ControlFileDamaged, and what
+        `change` raises; then nothing has changed.
+        """
+        ...
+
+    def load(self, space: str) -> SpaceRecord | None:
+        """The record of an embedding space."""
+        ...
+
+    def save(self, record: SpaceRecord) -> None:
+        """Keep the record of an embedding space."""
+        ...
+
+
+class MemoryBook:
+    """The document of a hub that shares none."""
+
+    where = "a switch in this process"
+
+    def __init__(self) -> None:
+        self._document = Document.first()
+        self._records: dict[str, SpaceRecord] = {}
+        self._lock = threading.Lock()
+
+    def read(self) -> Document:
+        """The document."""
+        return self._document
+
+    def last(self) -> Document | None:
+        """The document."""
+        return self._document
+
+    def update(self, change: Change, *, repair: bool = False) -> Document:
+        """Change the document."""
+        with self._lock:
+            self._document = change(self._document)
+            return self._document
+
+    def load(self, space: str) -> SpaceRecord | None:
+        """The record of an embedding space."""
+        return self._records.get(space)
+
+    def save(self, record: SpaceRecord) -> None:
+        """Keep the record of an embedding space."""
+        self._records[record.id] = record
+
+
+def parse_target(text: str) -> tuple[Target, ...]:
+    """The targets in "vllm-text/qwen3-8b,ollama": a backend, perhaps with a model, then fallbacks. Raises InvalidRequest."""
+    targets = []
+    for part in text.split(","):
+        backend, _, model = part.strip().partition("/")
+        if not backend:
+            raise InvalidRequest(
+                f"{text!r} names no backend", hint="Write BACKEND, BACKEND/MODEL, or several with commas."
+            )
+        targets.append(Target(backend, model or None))
+    return tuple(targets)
+
+
+class Switchboard:
+    """Publishes the epochs of one hub. Safe to use from any thread.
+
+    `make` makes the runtime of the first epoch; `reread` gives the settings as they are now, and without it those of the
+    first epoch stay. `problem` says why this hub is not where the book is.
+    """
+
+    def __init__(
+        self,
+        epochs: EpochStore[Runtime],
+        book: Book,
+        make: Callable[[Switch | None], Runtime],
+        on_drained: Callable[[Runtime], None],
+        *,
+        pinned: bool = False,
+        reread: Callable[[], Settings] | None = None,
+    ) -> None:
+        self.book = book
+        self.pinned = pinned
+        self.problem: str | None = None
+        self._epochs = epochs
+        self._on_drained = on_drained
+        self._reread = reread
+        self._lock = threading.RLock()
+        self.document = Document.first()
+        if not pinned:
+            try:
+                self.document = book.read()
+            except ControlFileDamaged as error:
+                self.document = book.last() or self.document
+                self._report(str(error), f"starting with epoch {self.document.epoch}, the last one that is known")
+        first = make(self.document.switch(book.where) if self.document.current.bindings else None)
+        epochs.rest(epochs.next_epoch(first, on_drained, number=self.document.epoch))
+        _BOARDS.add(self)
+
+    # -- following ----------------------------------------------------------------------------------------------------
+
+    def refresh(self) -> None:
+        """Take up what the book says now. What stands in the way is logged and kept as `problem`; nothing is raised."""
+        if self.pinned:
+            return
+        try:
+            document = self.book.read()
+        except ControlFileDamaged as error:
+            self._report(str(error), f"epoch {self.document.epoch} goes on serving")
+            return
+        try:
+            self.take_up(document)
+        except HubClosed:
+            return
+        except Exception as error:  # noqa: BLE001 - a plugin may raise anything; what is in force goes on serving
+            what = f"epoch {document.epoch} cannot be taken up: {error if isinstance(error, HubError) else said(error)}"
+            self._report(what, f"epoch {self.document.epoch} goes on serving")
+
+    def _report(self, problem: str, meanwhile: str) -> None:
+        if problem != self.problem:
+            logger.error("%s; %s", problem, meanwhile)
+        self.problem = problem
+
+    def take_up(self, document: Document) -> None:
+        """Build the epoch of this document and publish it, unless it is in force. Raises what keeps it from being built."""
+        with self._lock:
+            if document.current.id == self.document.current.id:
+                self.problem = None
+                return
+            following = self._build(document.switch(self.book.where))
+            try:
+                for key in document.current.bindings:
+                    following.check(key)
+            except BaseException:
+                following.close()
+                raise
+            self._publish(following, document)
+
+    def _in_force(self) -> Runtime:
+        epoch = self._epochs.latest
+        if epoch is None:
+            raise HubClosed("the hub is closed", hint="Open a new one.")
+        return epoch.value
+
+    def _build(self, switch: Switch) -> Runtime:
+        runtime = self._in_force()
+        settings = runtime.settings
+        if self._reread is not None:
+            try:
+                settings = self._reread()
+            except HubError as error:  # a switch must not depend on a file that somebody edits right now
+                logger.warning("the settings could not be read again, those of the start stay: %s", error)
+        return runtime.successor(settings, switch if switch.bindings else None)
+
+    def _publish(self, following: Runtime, document: Document) -> None:
+        epoch = self._epochs.next_epoch(following, self._on_drained, number=document.epoch)
+        if self._epochs.latest is None:
+            following.close()
+            raise HubClosed("the hub is closed", hint="Open a new one.")
+        before = self._epochs.publish(epoch)
+        self.document, self.problem = document, None
+        entry = document.current
+        logger.info("epoch %d is in force: %s", entry.epoch, described(entry))
+        if before is not None and entry.drain is not None and not before.closed:
+            self._drain(before, entry.drain)
+
+    def _drain(self, epoch: Epoch[Runtime], seconds: float) -> None:
+        """End what still holds the old epoch when its time is over."""
+        to = self.document.epoch
+
+        def expire() -> None:
+            error = StreamInterrupted(
+                f"the switch to epoch {to} gave it {seconds:g} s to end, and they are over",
+                hint="Ask again: the new backend answers. A longer --drain lets more streams end by themselves.",
+            )
+            left = epoch.expire(error)
+            if left:
+                logger.warning(
+                    "epoch %d was closed with %d calls on it, %g s after the switch", epoch.number, left, seconds
+                )
+
+        if seconds <= 0:
+            expire()
+            return
+        timer = threading.Timer(seconds, expire)
+        timer.daemon = True
+        timer.name = "llm-hub-drain"
+        timer.start()
+
+    # -- switching ----------------------------------------------------------------------------------------------------
+
+    def use(
+        self,
+        wanted: Mapping[str, tuple[Target, ...]] | str,
+        *,
+        warm: bool = False,
+        new_space: bool = False,
+        drain: float | None = None,
+        timeout: float = 15.0,
+    ) -> Switched:
+        """Prove these targets, all of them, and publish the epoch in which they serve. A name stands for all that it offers.
+
+        Raises SwitchRefused with what was found, or what keeps the target from being built; then nothing has changed.
+        """
+        from llm_hub.proving import asks_of, offered, prove
+
+        self._allow()
+        with self._lock:
+            self.take_up(self.book.read())
+            base, before = self.document, self._in_force()
+            notes: list[str] = []
+            scratch = self._build(base.switch(self.book.where))
+            try:
+                if isinstance(wanted, str):
+                    wanted, notes = drive(offered(BLOCKING, scratch, wanted, Call(timeout=timeout)))
+                changes = dict(wanted)
+                _check_keys(changes)
+                asked = scratch.successor(scratch.settings, Switch(bindings=changes))
+                try:
+                    whole = {
+                        key: frozenset(ask.operation for ask in asks_of(key, asked))
+                        for key in changes
+                        if "." not in key
+                    }
+                finally:
+                    asked.close()
+            finally:
+                scratch.close()
+            bindings = merged(base.current.bindings, changes, whole)
+            following = self._build(Switch(bindings=bindings))
+            try:
+                proofs, record = drive(
+                    prove(
+                        BLOCKING,
+                        before,
+                        following,
+                        changes,
+                        self.book,
+                        base.current.space,
+                        warm=warm,
+                        new_space=new_space,
+                        timeout=timeout,
+                    )
+                )
+                _require(proofs)
+                if record is not None:
+                    self.book.save(record)
+
+                def change(now: Document) -> Document:
+                    _check_meanwhile(base, now, bindings, self.book.where)
+                    return now.after(
+                        "use",
+                        merged(now.current.bindings, changes, whole),
+                        by=who(),
+                        drain=drain,
+                        space=record.id if record is not None else now.current.space,
+                        proofs=tuple(proofs),
+                    )
+
+                document = self.book.update(change)
+                notes += [f"{proof.what}: {warning}" for proof in proofs for warning in proof.warnings]
+                if document.current.bindings == bindings:
+                    # The sources name the switch that is published; until here it had no number.
+                    following.renamed(document.switch(self.book.where))
+                    self._publish(following, document)
+                else:  # somebody has switched another capability meanwhile
+                    following.close()
+                    self.take_up(document)
+            except BaseException:
+                following.close()
+                raise
+            return _switched(document, base, changes, proofs, notes)
+
+    def reset(self, *, drain: float | None = None) -> Switched:
+        """Back to what the environment and the settings file say; it also puts a damaged book in order."""
+        self._allow()
+        return self._at_once(
+            lambda now: now.after("reset", {}, by=who(), drain=drain, at_least=self.document.epoch + 1), repair=True
+        )
+
+    def rollback(self, to: int | None = None, *, drain: float | None = None) -> Switched:
+        """Publish an older epoch anew, at once: nothing is asked before. Raises SwitchRefused if there is none."""
+        self._allow()
+        return self._at_once(lambda now: now.back(to, by=who(), drain=drain))
+
+    def _at_once(self, change: Change, *, repair: bool = False) -> Switched:
+        before = self.document
+        document = self.book.update(change, repair=repair)
+        self.take_up(document)
+        ours, theirs = document.current.bindings, before.current.bindings
+        changed = {key: ours.get(key, ()) for key in {*ours, *theirs} if ours.get(key) != theirs.get(key)}
+        return _switched(document, before, changed, (), [])
+
+    def _allow(self) -> None:
+        if self.pinned:
+            raise SwitchRefused(
+                "this process is pinned (LLM_HUB_PIN) and refuses switches",
+                hint="Unset LLM_HUB_PIN, or switch from another process.",
+            )
+
+
+def _switched(
+    document: Document,
+    before: Document,
+    changed: Mapping[str, tuple[Target, ...]],
+    proofs: Iterable[Proof],
+    notes: Iterable[str],
+) -> Switched:
+    return Switched(
+        epoch=document.epoch,
+        previous=before.epoch,
+        changed=changed,
+        bindings=document.current.bindings,
+        proofs=tuple(proofs),
+        notes=tuple(notes),
+    )
+
+
+def _check_keys(changes: Mapping[str, tuple[Target, ...]]) -> None:
+    for key, targets in changes.items():
+        if key not in KEYS:
+            raise InvalidRequest(f"there is nothing called {key!r} to switch", hint=f"There are: {', '.join(KEYS)}.")
+        if not targets:
+            raise InvalidRequest(f"{key} is given no backend", hint=f"Write {key}=BACKEND or {key}=BACKEND/MODEL.")
+    if not changes:
+        raise InvalidRequest("nothing to switch is named", hint="Name a backend, or CAPABILITY=BACKEND.")
+
+
+def _require(proofs: Iterable[Proof]) -> None:
+    """Raise SwitchRefused unless everything is proven."""
+    failed = [proof for proof in proofs if not proof.ok]
+    if not failed:
+        return
+    said = "; ".join(f"{proof.what} by {proof.target}: {proof.problem}" for proof in failed)
+    raise SwitchRefused(
+        f"not switched, and nothing has changed: {said}",
+        problems={proof.what: str(proof.problem) for proof in failed},
+        hint=" ".join(dict.fromkeys(proof.hint for proof in failed if proof.hint))
+        or "See what is wrong with it: llm-hub doctor; then switch again.",
+    )
+
+
+def _check_meanwhile(base: Document, now: Document, bindings: Mapping[str, object], where: str) -> None:
+    """What was proven was proven beside `base`: if somebody has switched the same since, the proof may not hold."""
+    if now.current.id == base.current.id:
+        return
+    ours, theirs = base.current.bindings, now.current.bindings
+    both = [key for key in bindings if ours.get(key) != theirs.get(key)]
+    if both:
+        raise SwitchRefused(
+            f"not switched, and nothing has changed: meanwhile {now.current.by or 'somebody'} has switched "
+            f"{', '.join(both)} (epoch {now.epoch})",
+            hint="Look at `llm-hub history`, and switch again if it is still wanted.",
+        )
+
+
+def described(entry: Entry) -> str:
+    """An epoch in one line: what was done, what serves, by whom."""
+    bound = " ".join(f"{key}={','.join(map(str, targets))}" for key, targets in sorted(entry.bindings.items()))
+    what = {
+        "start": "before any switch",
+        "use": "switched",
+        "rollback": f"rolled back to what epoch {entry.restored} had",
+        "reset": "reset",
+    }[entry.action]
+    return f"{what}: {bound or 'as the environment and the settings file say'}" + (
+        f" (by {entry.by})" if entry.by else ""
+    )
+
+
+def who() -> str:
+    """Who switches: user and machine."""
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError, ImportError):  # a container whose user has no name
+        user = f"uid {os.getuid()}" if hasattr(os, "getuid") else "unknown"
+    return f"{user}@{socket.gethostname()}"
+
+
+_BOARDS: weakref.WeakSet[Switchboard] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    """In the child, a lock that another thread held would never be released."""
+    for board in list(_BOARDS):
+        board._lock = threading.RLock()
+
+
+os.register_at_fork(after_in_child=_after_fork)
