@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from llm_hub.config import BackendConfig
+from llm_hub.config import BackendConfig, Secret
 from llm_hub.errors import SettingsError
 from llm_hub.manifest import PluginManifest
 from llm_hub.settings_kinds import suggestion
@@ -58,13 +59,26 @@ def bind_options(config: BackendConfig, manifest: PluginManifest, settings: Sett
     if declared is None:
         return config
     try:
-        bound = msgspec.convert(dict(options), declared)
+        bound = msgspec.convert(dict(options), declared, dec_hook=_secret)
     except msgspec.ValidationError as error:
         path, cause = _culprit(dict(options), declared, str(error))
         raise SettingsError(
             f"{dotted(('backends', config.name, *path))}: {cause}", where=_where(config, settings, path)
         ) from error
     return msgspec.structs.replace(config, options=bound)
+
+
+def _secret(kind: type, value: Any) -> Secret:
+    """An option that is declared as Secret: its text, or `{ env = "VARIABLE" }`. What it holds is never shown."""
+    if kind is not Secret:
+        raise NotImplementedError(f"an option cannot be a {kind.__name__}")
+    if isinstance(value, Mapping) and set(value) == {"env"} and isinstance(value["env"], str):
+        value = os.environ.get(value["env"])
+        if not value:
+            raise ValueError("the variable that it names is not set")
+    if not isinstance(value, str) or not value.strip():
+        raise ValueError('it must be text, or { env = "VARIABLE" }')
+    return Secret(value.strip())
 
 
 def _where(config: BackendConfig, settings: Settings, path: Path) -> str:
@@ -111,7 +125,7 @@ def _culprit(options: dict[str, Any], declared: type[msgspec.Struct], message: s
 
 def _message(options: dict[str, Any], declared: type[msgspec.Struct]) -> str | None:
     try:
-        msgspec.convert(options, declared)
+        msgspec.convert(options, declared, dec_hook=_secret)
     except msgspec.ValidationError as error:
         return str(error)
     return None

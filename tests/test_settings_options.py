@@ -8,7 +8,7 @@ from typing import Literal
 import msgspec
 import pytest
 
-from llm_hub.config import BackendConfig
+from llm_hub.config import BackendConfig, Secret
 from llm_hub.errors import SettingsError
 from llm_hub.manifest import API_VERSION, PluginManifest
 from llm_hub.settings import Settings
@@ -144,3 +144,34 @@ def test_raw_options_do_not_show_their_values() -> None:
     options = RawOptions(token="sk-1", num_ctx=1)
     assert repr(options) == "RawOptions(token, num_ctx)"
     assert options == {"token": "sk-1", "num_ctx": 1}
+
+
+class Keyed(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    token: Secret | None = None
+
+
+KEYED = PluginManifest(api_version=API_VERSION, settings=Keyed)
+
+
+@pytest.mark.parametrize("written", ['"the-token"', '{ env = "THE_TOKEN" }'])
+def test_an_option_that_is_declared_as_secret_is_one(written: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("THE_TOKEN", "the-token")
+    options = bind(f"[backends.x]\ntoken = {written}", KEYED).options
+    assert options.token.reveal() == "the-token"
+    assert "the-token" not in repr(options)
+
+
+@pytest.mark.parametrize(
+    ("written", "said"),
+    [
+        ("5", r'token: it must be text, or \{ env = "VARIABLE" \}'),
+        ('" "', "token: it must be text"),
+        ('{ env = "THE_TOKEN" }', "token: the variable that it names is not set"),
+    ],
+)
+def test_a_secret_that_is_none_is_an_error_with_its_place(
+    written: str, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("THE_TOKEN", raising=False)
+    with pytest.raises(SettingsError, match=said):
+        bind(f"[backends.x]\ntoken = {written}", KEYED)

@@ -7,6 +7,9 @@ if TYPE_CHECKING:
     from typing import Any
 
     from llm_hub.testing.distributions import install_distribution as install_distribution
+    from llm_hub.testing.distributions import make_wheel as make_wheel
+    from llm_hub.testing.environments import PluginEnvironment as PluginEnvironment
+    from llm_hub.testing.environments import PluginFolder as PluginFolder
     from llm_hub.testing.exchange import Close as Close
     from llm_hub.testing.exchange import Hang as Hang
     from llm_hub.testing.exchange import Pause as Pause
@@ -16,6 +19,9 @@ if TYPE_CHECKING:
     from llm_hub.testing.exchange import Script as Script
     from llm_hub.testing.faults import ActiveFault as ActiveFault
     from llm_hub.testing.faults import Fault as Fault
+    from llm_hub.testing.imports import HEAVY as HEAVY
+    from llm_hub.testing.imports import ImportBudget as ImportBudget
+    from llm_hub.testing.imports import import_report as import_report
     from llm_hub.testing.live import FakeModel as FakeModel
     from llm_hub.testing.live import Speed as Speed
     from llm_hub.testing.model import Called as Called
@@ -31,6 +37,7 @@ if TYPE_CHECKING:
     from llm_hub.testing.recordings import load_folder as load_folder
     from llm_hub.testing.recordings import save as save
     from llm_hub.testing.replay import ReplayServer as ReplayServer
+    from llm_hub.testing.secret_settings import plain_secrets as plain_secrets
     from llm_hub.testing.server import FakeServer as FakeServer
     from llm_hub.testing.vllm import FakeVLLM as FakeVLLM
 
@@ -44,8 +51,12 @@ _HOME = {
     "FakeVLLM": "vllm",
     "Fault": "faults",
     "Generation": "model",
+    "HEAVY": "imports",
     "Hang": "exchange",
+    "ImportBudget": "imports",
     "Pause": "exchange",
+    "PluginEnvironment": "environments",
+    "PluginFolder": "environments",
     "Prompt": "model",
     "Recording": "recordings",
     "RecordingProxy": "proxy",
@@ -58,13 +69,17 @@ _HOME = {
     "TinyModel": "model",
     "Turn": "model",
     "draw": "pictures",
+    "import_report": "imports",
     "install_distribution": "distributions",
     "load": "recordings",
     "load_folder": "recordings",
+    "make_wheel": "distributions",
+    "plain_secrets": "secret_settings",
     "save": "recordings",
 }
 
 __all__ = [
+    "HEAVY",
     "ActiveFault",
     "Called",
     "Close",
@@ -75,7 +90,10 @@ __all__ = [
     "Fault",
     "Generation",
     "Hang",
+    "ImportBudget",
     "Pause",
+    "PluginEnvironment",
+    "PluginFolder",
     "Prompt",
     "Recording",
     "RecordingProxy",
@@ -88,9 +106,12 @@ __all__ = [
     "TinyModel",
     "Turn",
     "draw",
+    "import_report",
     "install_distribution",
     "load",
     "load_folder",
+    "make_wheel",
+    "plain_secrets",
     "save",
 ]
 

@@ -10,11 +10,13 @@ import importlib
 import io
 import re
 import shutil
+import tempfile
 import textwrap
-from collections.abc import Mapping
+import zipfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-__all__ = ["install_distribution", "uninstall_distribution"]
+__all__ = ["install_distribution", "make_wheel", "uninstall_distribution"]
 
 _NAME = re.compile(r"[A-Z0-9]|[A-Z0-9][A-Z0-9._-]*[A-Z0-9]", re.IGNORECASE)
 
@@ -27,11 +29,13 @@ def install_distribution(
     entry_points: Mapping[str, Mapping[str, str]],
     modules: Mapping[str, str] | None = None,
     summary: str = "A throw-away distribution.",
+    requires: Sequence[str] = (),
 ) -> Path:
     """Lay a distribution into `folder`, which is to be put on `sys.path` or PYTHONPATH; returns its .dist-info folder.
 
     entry_points: of each group, the object reference under each name: `{"llm_hub.text": {"acme": "acme.plugin"}}`.
     modules: the source under each dotted name; packages in between are made.
+    requires: what it depends on, as in `Requires-Dist`.
 
     One of the same name that is there already is uninstalled first, as an upgrade does. Modules that were imported stay
     imported. Format: PyPA "Recording installed projects". Raises ValueError for a name that no distribution may have.
@@ -43,7 +47,8 @@ def install_distribution(
     info = folder / f"{stem}-{version}.dist-info"
     info.mkdir(parents=True)
     files = {
-        info / "METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\nSummary: {summary}\n",
+        info / "METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\nSummary: {summary}\n"
+        + "".join(f"Requires-Dist: {requirement}\n" for requirement in requires),
         info / "WHEEL": "Wheel-Version: 1.0\nGenerator: llm-hub\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
         info / "INSTALLER": "llm-hub\n",
         info / "entry_points.txt": "\n".join(
@@ -69,6 +74,37 @@ def install_distribution(
     (info / "RECORD").write_text(record.getvalue(), encoding="utf-8")
     importlib.invalidate_caches()
     return info
+
+
+def make_wheel(
+    folder: Path,
+    name: str,
+    *,
+    version: str = "1.0",
+    entry_points: Mapping[str, Mapping[str, str]],
+    modules: Mapping[str, str] | None = None,
+    summary: str = "A throw-away distribution.",
+    requires: Sequence[str] = (),
+) -> Path:
+    """Write a wheel into `folder`, with what `install_distribution` would lay there, and return its path."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as made:
+        inside = Path(made)
+        info = install_distribution(
+            inside,
+            name,
+            version=version,
+            entry_points=entry_points,
+            modules=modules,
+            summary=summary,
+            requires=requires,
+        )
+        path = folder / f"{info.name.removesuffix('.dist-info')}-py3-none-any.whl"
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as wheel:
+            for file in sorted(inside.rglob("*")):
+                if file.is_file():
+                    wheel.write(file, file.relative_to(inside).as_posix())
+    return path
 
 
 def uninstall_distribution(folder: Path, name: str) -> bool:

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-__all__ = ["conformance"]
+__all__ = ["conformance", "plugin_environment", "plugin_folder"]
 
 _GUARD = "conformance-suite-is-whole"
 
@@ -166,6 +166,32 @@ def conformance(request: pytest.FixtureRequest, _conformance_benches: Callable[[
             raise _Told(f"{rule.broken(finding.seen)}\n\n{finding.trace}".rstrip())
 
     return hold
+
+
+# -- throw-away environments ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def plugin_environment(tmp_path: Any) -> Iterator[Callable[..., Any]]:
+    """Makes virtual environments with plugins installed in them, and removes them: see `llm_hub.testing.PluginEnvironment`.
+
+    `environment = plugin_environment("dist/llm_hub_acme-1.0-py3-none-any.whl", offline=True)`, then
+    `environment.run("plugins", "--check")`.
+    """
+    from llm_hub.testing.environments import PluginEnvironment
+
+    with ExitStack() as stack:
+        yield lambda *distributions, **options: stack.enter_context(
+            PluginEnvironment(tmp_path / f"environment-{len(list(tmp_path.iterdir()))}", *distributions, **options)
+        )
+
+
+@pytest.fixture
+def plugin_folder(tmp_path: Any) -> Any:
+    """A light environment: plugins from source texts, seen beside what is installed. See `llm_hub.testing.PluginFolder`."""
+    from llm_hub.testing.environments import PluginFolder
+
+    return PluginFolder(tmp_path / "plugin-folder")
 
 
 @pytest.hookimpl(wrapper=True)
