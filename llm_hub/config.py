@@ -13,7 +13,7 @@ from llm_hub.capabilities import Capability
 if TYPE_CHECKING:
     from llm_hub.transport import Transport
 
-__all__ = ["BackendConfig", "BatchLimits", "BuildContext", "Progress", "Secret"]
+__all__ = ["BackendConfig", "BackendLimits", "BatchLimits", "BuildContext", "Progress", "Secret"]
 
 
 class Secret:
@@ -52,12 +52,23 @@ class BatchLimits(msgspec.Struct, frozen=True, kw_only=True):
     characters: int = 100_000
 
 
+class BackendLimits(msgspec.Struct, frozen=True, kw_only=True):
+    """How hard one process presses a backend: calls at a time (None: as many as come), how many more may wait for a
+    place, for how many seconds, and how often a call is sent again after a failure that may pass.
+    """
+
+    concurrent: int | None = None
+    queue: int = 1000
+    wait: float = 60.0
+    retries: int = 3
+
+
 class BackendConfig(msgspec.Struct, frozen=True, kw_only=True):
     """One instance of a plugin, as configured.
 
     `base_urls` has the address under each capability that has one of its own and under None for the rest. `models` has
     the model of each capability. `prefixes` are what comes before the texts that are embedded as "query" or "document",
-    and `batch` limits one request for embeddings; both are the core's to apply. `options` is an instance of the Struct that the plugin's manifest names as `settings`
+    and `batch` limits one request for embeddings; both are the core's to apply, as are `limits`. `options` is an instance of the Struct that the plugin's manifest names as `settings`
     (an empty mapping where it names none). `source` says where the instance was defined, for errors and `explain`.
     """
 
@@ -69,6 +80,7 @@ class BackendConfig(msgspec.Struct, frozen=True, kw_only=True):
     timeouts: Timeouts = Timeouts()
     prefixes: Mapping[str, str] = {}
     batch: BatchLimits = BatchLimits()
+    limits: BackendLimits = BackendLimits()
     options: Any = msgspec.field(default_factory=dict)
     source: str = "default"
 

@@ -80,12 +80,14 @@ class HubError(Exception):
     happened at the backends that were tried before. `str()` joins them on one line. Everything is plain data, so that an error survives pickling into another process.
     """
 
-    retryable: ClassVar[bool] = False
+    retryable: bool = False
     """May the same request be sent to the same backend again?"""
-    failover: ClassVar[bool] = False
+    failover: bool = False
     """May the request go to a fallback that was declared?"""
-    blames_backend: ClassVar[bool] = False
+    blames_backend: bool = False
     """Does this count against the health of the backend?"""
+    ejects: bool = False
+    """Is the backend out of use at once, with no second failure needed (its engine has died, its memory ran out)?"""
     exit_code: ClassVar[int] = 1
     """What the command line exits with."""
 

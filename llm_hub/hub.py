@@ -18,6 +18,7 @@ from llm_hub.config import BuildContext, Progress
 from llm_hub.control import Entry
 from llm_hub.epochs import Epoch, EpochStore
 from llm_hub.errors import HubClosed, HubError, InvalidRequest
+from llm_hub.health import BackendCondition, HealthBook
 from llm_hub.observers import Watch, observers_named
 from llm_hub.runtime import Runtime
 from llm_hub.selection import Ask, Decision, Switch, Target
@@ -115,10 +116,20 @@ class Hub:
         self._epochs: EpochStore[Runtime] = EpochStore()
         named = observers_named(settings.observers, self._registry, BuildContext(transport=self._transport))
         self._watch = watch = Watch((*named, *observers))
+        self._health = health = HealthBook()
         made, found = self._registry, self._transport
 
         def first(switch: Switch | None) -> Runtime:
-            return Runtime(settings, made, found, progress=progress, watch=watch, pool=self._pool, switch=switch)
+            return Runtime(
+                settings,
+                made,
+                found,
+                progress=progress,
+                watch=watch,
+                health=health,
+                pool=self._pool,
+                switch=switch,
+            )
 
         self._board = Switchboard(
             self._epochs, MemoryBook(), first, _close_apart, pinned=settings.pinned, reread=reread
@@ -297,6 +308,10 @@ class Hub:
             return HubStatus(epoch=lease.epoch.number, routes=tuple(routes), backends=tuple(backends))
         finally:
             lease.release()
+
+    def conditions(self) -> tuple[BackendCondition, ...]:
+        """How each backend that was used has fared in this process: breaker, places, latency, errors. Asks nobody."""
+        return self._health.snapshot()
 
     def _epoch(self) -> Epoch[Runtime]:
         lease = self._epochs.lease()

@@ -17,6 +17,7 @@ from llm_hub.call import Call, Timeouts
 from llm_hub.capabilities import Backend, Capability, Feature, ModelInfo, Probe, Rung
 from llm_hub.config import BackendConfig, BatchLimits, BuildContext, Progress
 from llm_hub.errors import HubClosed, HubError, ModelNotFound, NoBackend
+from llm_hub.health import Health, HealthBook
 from llm_hub.manifest import PluginManifest
 from llm_hub.observers import Watch
 from llm_hub.selection import DEFAULT_BACKEND, Ask, Candidate, Decision, Switch, Target, decides_by_default, select
@@ -46,6 +47,7 @@ class Destination(msgspec.Struct, frozen=True):
     model: str | None
     features: frozenset[Feature]
     timeouts: Timeouts
+    health: Health
     install_model: str | None
     prefixes: Mapping[str, str] = {}
     batch: BatchLimits = BatchLimits()
@@ -72,6 +74,7 @@ class Runtime:
         *,
         progress: Callable[[Progress], None] | None = None,
         watch: Watch | None = None,
+        health: HealthBook | None = None,
         pool: BackendPool | None = None,
         switch: Switch | None = None,
     ) -> None:
@@ -80,6 +83,7 @@ class Runtime:
         self.registry = registry
         self.transport = transport
         self.watch = watch or Watch()
+        self.health = health or HealthBook()
         self.known: dict[tuple[str, str], ModelInfo] = {}
         self._progress = progress
         self._pool = pool or BackendPool()
@@ -218,10 +222,15 @@ class Runtime:
             model=target.model,
             features=backend.features,
             timeouts=config.timeouts,
+            health=self.health_of(target.backend, ask.capability),
             install_model=plugin.manifest.install_model,
             prefixes=config.prefixes,
             batch=config.batch,
         )
+
+    def health_of(self, name: str, capability: Capability) -> Health:
+        """What is known of the health of a backend; it outlives this epoch."""
+        return self.health.of(self.config(name), capability, address=self.manifest(name).default_url)
 
     @functools.cached_property
     def spaces(self) -> Spaces:
@@ -244,6 +253,7 @@ class Runtime:
             self.transport,
             progress=self._progress,
             watch=self.watch,
+            health=self.health,
             pool=self._pool,
             switch=switch,
         )

@@ -11,7 +11,7 @@ import msgspec
 
 from llm_hub.call import Timeouts
 from llm_hub.capabilities import Capability
-from llm_hub.config import BackendConfig, BatchLimits, Secret
+from llm_hub.config import BackendConfig, BackendLimits, BatchLimits, Secret
 from llm_hub.errors import SettingsError, UnknownBackend
 from llm_hub.settings_checks import check, check_environment, check_prefixes, missing_plugins
 from llm_hub.settings_environment import ollama_variables, read_backends, read_hub, secret, warn_of_misspelt
@@ -304,6 +304,7 @@ def _backend(name: str, found: Mapping[Path, Found], environ: Mapping[str, str],
         timeouts=Timeouts(**{str(at[1]): one.value for at, one in own.items() if at[0] == "timeouts" and at[1:]}),
         prefixes={str(at[1]): one.value for at, one in own.items() if at[0] == "prefixes" and at[1:]},
         batch=BatchLimits(**{str(at[1]): one.value for at, one in own.items() if at[0] == "batch" and at[1:]}),
+        limits=BackendLimits(**{str(at[1]): one.value for at, one in own.items() if at[0] == "limits" and at[1:]}),
         options=RawOptions({str(at[0]): one.value for at, one in own.items() if at[0] not in _COMMON and not at[1:]}),
         source=source,
     )

@@ -233,6 +233,10 @@ def _count(value: object, where: str) -> int:
     return value
 
 
+def _number(value: object, where: str) -> int:
+    return 0 if value == 0 and value.__class__ is int else _count(value, where)
+
+
 def _option(value: object, where: str) -> object:
     return value  # the plugin says what it may be; see `bind_options`
 
@@ -266,6 +270,7 @@ KINDS: Mapping[str, Kind] = {
         Kind("seconds", "a number of seconds, more than 0", None, _seconds),
         Kind("prefix", "text, which is put before each text as it is, with its spaces; empty for none", None, _prefix),
         Kind("count", "a whole number, 1 or more", None, _count),
+        Kind("number", "a whole number, 0 or more", None, _number),
         Kind("capabilities", "an array of `text`, `embedding`, `vision`", None, _capabilities),
         Kind("GPUs", "an array of UUIDs (`GPU-…`, `MIG-…`) or indices", None, _gpus),
         Kind("memory", 'an amount (`"20 GiB"`) or a fraction of the whole (`0.5`)', None, _memory),

@@ -8,7 +8,7 @@ import msgspec
 
 from llm_hub.call import Timeouts
 from llm_hub.capabilities import Capability
-from llm_hub.config import BatchLimits
+from llm_hub.config import BackendLimits, BatchLimits
 
 __all__ = ["KEYS", "OWN_PLUGINS", "PLACEHOLDERS", "VARIABLES", "Key", "Variable", "variable_prefix"]
 
@@ -318,6 +318,33 @@ KEYS: tuple[Key, ...] = (
         meaning="The most characters in one request for embeddings, about four to a token; a longer text goes alone.",
         default=str(BatchLimits().characters),
         example="batch = { characters = 50000 }",
+    ),
+    *(
+        Key(
+            path=("backends", "NAME", "limits", name),
+            kind=kind,
+            meaning=meaning,
+            default=default,
+            example=f"limits = {{ {name} = {example} }}",
+        )
+        for name, kind, meaning, default, example in (
+            ("concurrent", "count", "The most calls at a time that one process gives it.", "no limit", "4"),
+            (
+                "queue",
+                "number",
+                "How many more calls may wait for a place; one more fails at once, or falls back.",
+                str(BackendLimits().queue),
+                "64",
+            ),
+            ("wait", "seconds", "How long a call may wait for a place.", f"{BackendLimits().wait:g}", "10"),
+            (
+                "retries",
+                "number",
+                "How often a call is sent again after a failure that may pass, within its deadline.",
+                str(BackendLimits().retries),
+                "1",
+            ),
+        )
     ),
     Key(
         path=("backends", "NAME", "OPTION"),

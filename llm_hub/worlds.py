@@ -7,11 +7,14 @@ runs them to their end in the calling thread.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any, Protocol, TypeVar
 
 from llm_hub.call import Call
 from llm_hub.capabilities import Backend, EmbeddingBackend, ModelInfo, Probe, ReadingBackend, Rung, TextBackend
+from llm_hub.errors import Cancelled
 from llm_hub.messages import (
     ChatChunk,
     ChatRequest,
@@ -23,9 +26,17 @@ from llm_hub.messages import (
     TokenCount,
 )
 
-__all__ = ["ASYNC", "BLOCKING", "World"]
+__all__ = ["ASYNC", "BLOCKING", "Signal", "World"]
 
 T = TypeVar("T")
+
+
+class Signal(Protocol):
+    """Wakes one thread or task."""
+
+    def set(self) -> None:
+        """Wake it, from any thread. Calling it again does nothing."""
+        ...
 
 
 class World(Protocol):
@@ -71,6 +82,14 @@ class World(Protocol):
         """Do what may block (loading a plugin) where it holds up nobody else."""
         ...
 
+    def signal(self) -> Signal:
+        """Something to `wait` for, in this thread or task."""
+        ...
+
+    async def wait(self, signal: Signal, seconds: float, call: Call) -> bool:
+        """Wait until the signal is set, at most so many seconds. True if it was. Raises Cancelled at once."""
+        ...
+
 
 class BlockingWorld:
     """Calls come from a thread, which waits."""
@@ -107,6 +126,22 @@ class BlockingWorld:
     async def apart(self, work: Callable[[], T]) -> T:
         return work()
 
+    def signal(self) -> Signal:
+        return threading.Event()
+
+    async def wait(self, signal: Any, seconds: float, call: Call) -> bool:
+        event: threading.Event = signal
+        if call.cancel is not None:
+            call.cancel.subscribe(event, event.set)
+        try:
+            woken = event.wait(min(max(seconds, 0.0), _LONGEST))
+        finally:
+            if call.cancel is not None:
+                call.cancel.unsubscribe(event)
+        if call.cancelled:
+            raise Cancelled
+        return woken
+
 
 class AsyncWorld:
     """Calls come from a task of an event loop, which goes on meanwhile."""
@@ -142,6 +177,42 @@ class AsyncWorld:
 
     async def apart(self, work: Callable[[], T]) -> T:
         return await asyncio.to_thread(work)
+
+    def signal(self) -> Signal:
+        return _AsyncSignal()
+
+    async def wait(self, signal: Any, seconds: float, call: Call) -> bool:
+        waited: _AsyncSignal = signal
+        if call.cancel is not None:
+            call.cancel.subscribe(waited, waited.set)
+        try:
+            async with asyncio.timeout(min(max(seconds, 0.0), _LONGEST)):
+                await waited.event.wait()
+        except TimeoutError:
+            pass
+        finally:
+            if call.cancel is not None:
+                call.cancel.unsubscribe(waited)
+        if call.cancelled:
+            raise Cancelled
+        return waited.event.is_set()
+
+
+class _AsyncSignal:
+    """An event of the running loop that other threads may set."""
+
+    __slots__ = ("_loop", "event")
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self.event = asyncio.Event()
+
+    def set(self) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is closed, and nobody waits there any more
+            self._loop.call_soon_threadsafe(self.event.set)
+
+
+_LONGEST = 1e6  # seconds; what every platform can wait
 
 
 BLOCKING = BlockingWorld()

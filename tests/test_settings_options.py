@@ -81,7 +81,7 @@ def test_options_from_code_are_bound_as_well() -> None:
         (
             "[backends.x]\nqqq = 'm'",
             2,
-            "Every backend has: api_key_env, base_url, base_urls, batch, models, plugin, prefixes, timeouts.",
+            "Every backend has: api_key_env, base_url, base_urls, batch, limits, models, plugin, prefixes, timeouts.",
         ),
         ("[backends.x]\nnum_ctx = 'much'", 2, "backends.x.num_ctx: expected `int`, got `str`"),
         ("[backends.x]\ntemperature = 'hot'\nnum_ctx = 1", 2, "backends.x.temperature: expected `float`, got `str`"),
