@@ -59,7 +59,7 @@ class Plugin:
             # The manifest comes first: hooks of another api version are not misspelt, they are of another api version.
             manager.add_hookspecs(_FIRST_SPEC)
             manager.register(subject, name=found.name)
-            declared = self._declared() if check_hook(manager, subject, MANIFEST_HOOK) else None
+            declared = self.declared() if check_hook(manager, subject, MANIFEST_HOOK) else None
             manager.add_hookspecs(_OTHER_SPECS)
             check_hooks(manager, subject, found.capabilities, observes=found.observes)
             manager.check_pending()
@@ -69,7 +69,8 @@ class Plugin:
         check_manifest(declared)
         self.manifest = declared
 
-    def _declared(self) -> PluginManifest:
+    def declared(self) -> PluginManifest:
+        """What its manifest hook says now. Raises Fault for what is no manifest, PluginIncompatible for its api version."""
         try:
             manifest = self._hook.llm_hub_manifest()
         except PluginError:

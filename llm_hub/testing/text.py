@@ -15,7 +15,14 @@ Every rule of the suite is a test of the module then; see docs/reference/conform
 from __future__ import annotations
 
 from llm_hub.capabilities import Capability
-from llm_hub.testing.conformance import text_answers
+from llm_hub.testing.conformance import (
+    common_deadlines,
+    common_failures,
+    common_health,
+    common_plugin,
+    common_resources,
+    text_answers,
+)
 from llm_hub.testing.conformance.rules import Suite
 from llm_hub.testing.conformance.text_bench import TextBench, TextRequirements
 
@@ -25,7 +32,14 @@ SUITE = Suite(
     Capability.TEXT,
     requirements=TextRequirements,
     bench=TextBench,
-    books=[text_answers.RULES],
+    books=[
+        common_plugin.RULES,
+        common_health.RULES,
+        text_answers.RULES,
+        common_failures.RULES,
+        common_deadlines.RULES,
+        common_resources.RULES,
+    ],
 )
 
 globals().update(SUITE.tests)

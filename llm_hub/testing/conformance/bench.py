@@ -103,6 +103,8 @@ class Bench(Generic[R]):
     capability: ClassVar[Capability]
     ways: ClassVar[Sequence[str]] = ()
     """The methods in which the backend does its work; those that begin with `a` are async."""
+    streams: ClassVar[Sequence[str]] = ()
+    """Those of them that answer in pieces."""
 
     def __init__(self, requirements: R, *, live: str | None = None, changes: Mapping[str, Any] | None = None) -> None:
         self.requirements = requirements
@@ -268,22 +270,41 @@ class Bench(Generic[R]):
         names = SHORT.__struct_fields__
         return Call(timeouts=Timeouts(**{**{name: getattr(SHORT, name) for name in names}, **waits}))
 
-    def perform(self, way: str, call: Call) -> Any:
-        """Do the capability's plainest piece of work in one of its `ways`, on the bare backend; the whole result."""
+    def perform(self, way: str, call: Call, *, model: str | None = None, text: str | None = None) -> Any:
+        """Do the capability's plainest piece of work in one of its `ways`, on the bare backend; the whole result.
+
+        `model` and `text` are asked for and worked on in place of the usual ones. Streams are read to their end; the error
+        of any way is raised.
+        """
+        raise NotImplementedError
+
+    async def aperform(self, way: str, call: Call, *, model: str | None = None, text: str | None = None) -> Any:
+        """`perform` for an async way, within an event loop."""
         raise NotImplementedError
 
     def perform_long(self, way: str, call: Call) -> Any:
-        """The same with work that takes an engine a while."""
+        """`perform` with work that takes an engine a while, so that it can be cancelled in its midst."""
         return self.perform(way, call)
 
-    def ended(self, way: str, call: Call | None = None) -> Ended[Any]:
+    def ended(self, way: str, call: Call | None = None, **asked: Any) -> Ended[Any]:
         """How the plainest piece of work ends."""
         chosen = call if call is not None else self.call()
-        return Ended(lambda: self.perform(way, chosen), way)
+        return Ended(lambda: self.perform(way, chosen, **asked), way)
 
-    def each_way(self, what: Sequence[str] | None = None) -> Iterator[str]:
-        """The ways, one after the other."""
-        yield from what if what is not None else self.ways
+    @property
+    def whole_ways(self) -> Sequence[str]:
+        """The ways that answer in one piece."""
+        return [way for way in self.ways if way not in self.streams]
+
+    @property
+    def sync_ways(self) -> Sequence[str]:
+        """The ways that block."""
+        return [way for way in self.ways if not way.startswith("a")]
+
+    @property
+    def async_ways(self) -> Sequence[str]:
+        """The ways of event loops."""
+        return [way for way in self.ways if way.startswith("a")]
 
     @contextmanager
     def faulty(self, fault: Any, **options: Any) -> Iterator[Any]:

@@ -40,6 +40,9 @@ class Requirements:
     """Rules that the plugin is known to break, each with the reason: `{"text.seed": "the server ignores it"}`. They are
     expected to fail, and reported when they hold after all. A reason must be given, and a rule that does not exist is an error."""
 
+    lists_models: bool = True
+    """Does it know which models it has, so that an unknown one is an error that lists them?"""
+
     sends_key: bool = True
     """Does it send a key (`api_key`) to its server? False for engines, and for servers that have no keys."""
 

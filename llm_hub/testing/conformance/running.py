@@ -81,7 +81,7 @@ def _judged(bench: Bench[Any], rule: Rule[Any]) -> tuple[Outcome, str, BaseExcep
     except NotApplicable as error:
         return Outcome.SKIPPED, str(error), None
     except Broken as error:
-        return Outcome.FAILED, str(error), error.__cause__ or error
+        return Outcome.FAILED, str(error), error.__cause__  # where it was raised in the kit says nothing more
     except Exception as error:  # noqa: BLE001 - whatever a plugin raises is what was seen
         return Outcome.FAILED, f"{type(error).__name__}: {error}", error
     finally:

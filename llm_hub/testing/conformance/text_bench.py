@@ -67,8 +67,6 @@ class TextRequirements(Requirements):
     """How many tokens the model's context holds, where `models()` does not tell."""
     overflow: bool = True
     """Does it notice a prompt that is longer than the context?"""
-    lists_models: bool = True
-    """Does it know which models it has, so that an unknown one is an error that lists them?"""
     reasoning_model: str | None = None
     """The model to ask for reasoning, where `model` cannot."""
 
@@ -104,9 +102,19 @@ class TextBench(Bench[TextRequirements]):
         messages = (Message(role="user", content=chosen),) if isinstance(chosen, str) else tuple(chosen)
         return ChatRequest(messages=messages, **{"model": self.model, "temperature": 0.0, **fields})
 
-    def perform(self, way: str, call: Call) -> ChatResponse:
-        """Ask the short question."""
-        return self.ask(way, self.request(), call)
+    def perform(self, way: str, call: Call, *, model: str | None = None, text: str | None = None) -> ChatResponse:
+        """Ask the short question, or what `text` says."""
+        return self.ask(way, self.request(text, **({} if model is None else {"model": model})), call)
+
+    async def aperform(
+        self, way: str, call: Call, *, model: str | None = None, text: str | None = None
+    ) -> ChatResponse:
+        """`perform`, for achat and astream."""
+        request = self.request(text, **({} if model is None else {"model": model}))
+        if way == "achat":
+            response: ChatResponse = await self.backend.achat(request, call)
+            return response
+        return collect([chunk async for chunk in self.backend.astream(request, call)])
 
     def perform_long(self, way: str, call: Call) -> ChatResponse:
         """Ask the long question."""

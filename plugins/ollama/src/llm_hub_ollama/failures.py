@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -23,6 +22,7 @@ from llm_hub.errors import (
     ProtocolError,
     UnsupportedFeature,
 )
+from llm_hub.openai_errors import retry_after
 from llm_hub_ollama.settings import short_name
 from llm_hub_ollama.wire import first_words
 
@@ -82,13 +82,13 @@ def error_of_reply(reply: HttpReply, *, model: str | None = None) -> HubError:
         return _redirect(reply)
     detail = _read(reply.body)
     if detail is not None:
-        return _classify(detail, status, model, retry_after=_retry_after(reply.headers))
+        return _classify(detail, status, model, wait=retry_after(reply.headers))
     # No JSON: not Ollama that speaks, but something in front of it, or something else at this address.
     said = f"HTTP {status}, which begins {first_words(reply.body)}" if reply.body.strip() else f"HTTP {status}, empty"
     if status in (401, 403):
         return AuthenticationFailed(f"it answered {said}", hint=_KEY)
     if status in (429, 503):
-        return BackendOverloaded(f"it answered {said}", status=status, retry_after=_retry_after(reply.headers))
+        return BackendOverloaded(f"it answered {said}", status=status, retry_after=retry_after(reply.headers))
     if status >= 500:
         return BackendFailed(f"it answered {said}", status=status, hint="Look at the proxy in front of Ollama.")
     if status in (404, 405):
@@ -176,7 +176,7 @@ def _whole(value: Any) -> int | None:
     return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
-def _classify(detail: _Detail, status: int | None, model: str | None, *, retry_after: float | None = None) -> HubError:
+def _classify(detail: _Detail, status: int | None, model: str | None, *, wait: float | None = None) -> HubError:
     """The typed error for what the server says. `status` None: it came in an answer of status 200."""
     code = status or detail.code or 500
     text, folded = detail.text or f"it answered {code} without a word", detail.folded
@@ -198,7 +198,7 @@ def _classify(detail: _Detail, status: int | None, model: str | None, *, retry_a
     if "server loading model" in folded or (code == 503 and "loading model" in folded):
         return BackendLoading(text, status=code)
     if code in (429, 503) or _BUSY.search(folded):
-        return BackendOverloaded(text, status=code, retry_after=retry_after, hint=_QUEUE)
+        return BackendOverloaded(text, status=code, retry_after=wait, hint=_QUEUE)
     if _MEMORY.search(folded):
         return BackendFailed(text, status=code, hint=_SMALLER)
     if "timed out waiting" in folded:
@@ -244,9 +244,3 @@ def _redirect(reply: HttpReply) -> ProtocolError:
         status=reply.status,
         hint="Redirects are not followed: set base_url to the address it leads to.",
     )
-
-
-def _retry_after(headers: Mapping[str, str]) -> float | None:
-    """The seconds a server asks to wait. (The form with a date is left alone: it needs a clock.)"""
-    value = headers.get("retry-after", "").strip()
-    return float(value) if value.isascii() and value.isdigit() else None
