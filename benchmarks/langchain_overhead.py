@@ -89,6 +89,7 @@ async def asynchronous(models: Callable[[], dict[str, Any]]) -> None:
 def main() -> None:
     from langchain_ollama import ChatOllama
     from langchain_openai import ChatOpenAI
+    from pydantic import SecretStr
 
     os.environ["LANGSMITH_TRACING"] = "false"
     here, there = multiprocessing.get_context("spawn").Pipe()
@@ -101,7 +102,9 @@ def main() -> None:
         options: dict[str, Any] = {"model": MODEL, "temperature": 0}
         return {
             "HubChatModel on vLLM": HubChatModel(hub, backend="vllm", **options),
-            "ChatOpenAI on vLLM": ChatOpenAI(base_url=f"{vllm}/v1", api_key="none", stream_usage=True, **options),
+            "ChatOpenAI on vLLM": ChatOpenAI(
+                base_url=f"{vllm}/v1", api_key=SecretStr("none"), stream_usage=True, **options
+            ),
             "HubChatModel on Ollama": HubChatModel(hub, backend="ollama", **options),
             "ChatOllama on Ollama": ChatOllama(base_url=ollama, **options),
         }

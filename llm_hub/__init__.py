@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from llm_hub.errors import HubError as HubError
     from llm_hub.hookspecs import hookimpl as hookimpl
     from llm_hub.hub import Hub as Hub
+    from llm_hub.langchain.as_plugin import from_langchain as from_langchain
     from llm_hub.messages import ChatChunk as ChatChunk
     from llm_hub.messages import ChatRequest as ChatRequest
     from llm_hub.messages import ChatResponse as ChatResponse
@@ -44,6 +45,7 @@ _HOME = {
     "Timeouts": "llm_hub.call",
     "Tool": "llm_hub.messages",
     "ToolCall": "llm_hub.messages",
+    "from_langchain": "llm_hub.langchain.as_plugin",
     "get_provider": "llm_hub.provider",
     "hookimpl": "llm_hub.hookspecs",
 }
@@ -66,6 +68,7 @@ __all__ = [
     "Tool",
     "ToolCall",
     "__version__",
+    "from_langchain",
     "get_provider",
     "hookimpl",
 ]
