@@ -419,6 +419,7 @@ def test_a_cancelled_call_is_over_at_once_and_the_server_sees_it(servers: Any, n
     server = servers[name]
     one = backend(OLLAMA if name == "ollama" else VLLM, server.url)
     token = CancelToken()
+    one.chat(msgspec.structs.replace(COUNT, max_tokens=1), Call())  # LangChain is imported now
     with server.fault(Fault.HANG_BETWEEN_CHUNKS):
         threading.Timer(0.2, token.cancel).start()
         began = time.monotonic()

@@ -10,6 +10,7 @@ import socket
 import threading
 import urllib.parse
 from collections.abc import AsyncIterator, Iterator
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from llm_hub.call import Call
@@ -187,7 +188,7 @@ class ChatEngine(_Engine):
         try:
             asked = ask(self._object(request.model), request, self._terms)
             if _own(asked.model, "_agenerate"):
-                result = run(asked.model.agenerate([asked.messages], **asked.arguments), call)
+                result = run(lambda: asked.model.agenerate([asked.messages], **asked.arguments), call)
             else:
                 result = asked.model.generate([asked.messages], **asked.arguments)
             return whole(result.generations[0], request, self._terms)
@@ -222,11 +223,11 @@ class ChatEngine(_Engine):
                 raise
             raise failure from failure.__cause__
 
-    def _unfinished(self, partial: str, *, produced: bool) -> HubError:
+    def _unfinished(self, text: str, *, produced: bool) -> HubError:
         from llm_hub.langchain.foreign import unexplained
 
         message, hint = "its stream ended without a finish reason", unexplained(self._terms)
-        return StreamInterrupted(message, partial=partial, hint=hint) if produced else ProtocolError(message, hint=hint)
+        return StreamInterrupted(message, partial=text, hint=hint) if produced else ProtocolError(message, hint=hint)
 
     def _try(self, model: str | None, call: Call) -> None:
         from llm_hub.langchain.construct import Parameters
@@ -331,8 +332,8 @@ class EmbeddingsEngine(_Engine):
         one_by_one = request.kind == "query"
         if _own_embeddings(model, "aembed_query" if one_by_one else "aembed_documents"):
             if not one_by_one:
-                return list(run(model.aembed_documents(texts), call))
-            return [run(model.aembed_query(text), call) for text in texts]
+                return list(run(lambda: model.aembed_documents(texts), call))
+            return [run(partial(model.aembed_query, text), call) for text in texts]
         if not one_by_one:
             return list(model.embed_documents(texts))
         vectors = []

@@ -13,7 +13,7 @@ import inspect
 import os
 import queue
 import threading
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any, TypeVar
 
 from llm_hub.call import Call
@@ -25,6 +25,7 @@ T = TypeVar("T")
 
 _AHEAD = 16  # items that a stream may be ahead of whoever takes them
 
+_AGAIN = 0.05  # seconds until a cancellation is repeated
 _CLOSING = 2.0  # seconds that a client may take to close its connections
 
 _lock = threading.Lock()
@@ -51,21 +52,52 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
 
 
-def run(work: Coroutine[Any, Any, T], call: Call) -> T:
-    """Run it in the loop and wait; it is cancelled there when the call is. Raises Cancelled, or what it raises."""
-    future = asyncio.run_coroutine_threadsafe(work, _running())
-    return _result(future, call)
+def _start(
+    work: Callable[[], Awaitable[T]],
+) -> tuple[concurrent.futures.Future[T], Callable[[], None]]:
+    """Begin it in the loop; what it will come to, and how to stop it.
+
+    To cancel a task once is not enough: up to Python 3.11 `asyncio.wait_for`, which some clients use for each chunk, loses a
+    cancellation that comes together with what it waits for.
+    """
+    loop = _running()
+    begun: list[asyncio.Task[Any]] = []
+
+    async def main() -> T:
+        task = asyncio.current_task()
+        assert task is not None
+        begun.append(task)
+        return await work()
+
+    future = asyncio.run_coroutine_threadsafe(main(), loop)
+
+    def insist(wait: float) -> None:
+        if begun and not begun[0].done():
+            begun[0].cancel()
+            loop.call_later(wait, insist, 2 * wait)
+
+    def stop() -> None:
+        if future.cancel():
+            loop.call_soon_threadsafe(loop.call_later, _AGAIN, insist, 2 * _AGAIN)
+
+    return future, stop
 
 
-def _result(future: concurrent.futures.Future[T], call: Call) -> T:
-    token = call.cancellation()
-    token.subscribe(future, future.cancel)
+def run(work: Callable[[], Awaitable[T]], call: Call) -> T:
+    """Do it in the loop and wait; it is cancelled there when the call is. Raises Cancelled, or what it raises."""
+    future, stop = _start(work)
+    call.cancellation().subscribe(future, stop)
+    try:
+        return _result(future)
+    finally:
+        call.cancellation().unsubscribe(future)
+
+
+def _result(future: concurrent.futures.Future[T]) -> T:
     try:
         return future.result()
     except (concurrent.futures.CancelledError, asyncio.CancelledError) as error:
         raise Cancelled from error
-    finally:
-        token.unsubscribe(future)
 
 
 def close(client: Any) -> None:
@@ -103,17 +135,14 @@ def pull(start: Callable[[], AsyncIterator[T]], call: Call) -> Iterator[T]:
             if close is not None:
                 await close()
 
-    future = asyncio.run_coroutine_threadsafe(pump(), loop)
-    token = call.cancellation()
-    token.subscribe(future, future.cancel)
+    future, stop = _start(pump)
+    call.cancellation().subscribe(future, stop)
     future.add_done_callback(lambda _: items.put(None))  # cancelled before it began
     try:
         while (item := items.get()) is not None:
             yield item
             loop.call_soon_threadsafe(room.release)
-        _result(future, call)
+        _result(future)
     finally:
-        token.unsubscribe(future)
-        future.cancel()
-        with contextlib.suppress(BaseException):
-            future.exception(timeout=0)
+        call.cancellation().unsubscribe(future)
+        stop()
