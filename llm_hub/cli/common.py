@@ -14,14 +14,20 @@ if TYPE_CHECKING:
     from llm_hub.config import Progress
     from llm_hub.hub import Hub
 
-__all__ = ["debugging", "guarded_output", "notes", "open_hub", "print_json", "shown", "table"]
+__all__ = ["debugging", "given_config", "guarded_output", "notes", "open_hub", "print_json", "shown", "table"]
 
 
 def open_hub(*, progress: Callable[[Progress], None] | None = None) -> Hub:
     """The hub of the environment and of the settings file that --config names."""
     from llm_hub.hub import Hub
 
-    return Hub.from_env(config=_given("config"), progress=progress)
+    return Hub.from_env(config=given_config(), progress=progress)
+
+
+def given_config() -> str | None:
+    """The settings file that --config names."""
+    config: str | None = _given("config")
+    return config
 
 
 def debugging() -> bool:
