@@ -67,7 +67,8 @@ class BackendConfig(msgspec.Struct, frozen=True, kw_only=True):
     """One instance of a plugin, as configured.
 
     `base_urls` has the address under each capability that has one of its own and under None for the rest. `models` has
-    the model of each capability. `prefixes` are what comes before the texts that are embedded as "query" or "document",
+    the model of each capability. `key_variable` is the environment variable that `api_key` came from. `prefixes` are what
+    comes before the texts that are embedded as "query" or "document",
     and `batch` limits one request for embeddings; both are the core's to apply, as are `limits`. `options` is an instance of the Struct that the plugin's manifest names as `settings`
     (an empty mapping where it names none). `source` says where the instance was defined, for errors and `explain`.
     """
@@ -76,6 +77,7 @@ class BackendConfig(msgspec.Struct, frozen=True, kw_only=True):
     plugin: str
     base_urls: Mapping[Capability | None, str] = {}
     api_key: Secret | None = None
+    key_variable: str | None = None
     models: Mapping[Capability, str] = {}
     timeouts: Timeouts = Timeouts()
     prefixes: Mapping[str, str] = {}

@@ -300,6 +300,7 @@ def _backend(name: str, found: Mapping[Path, Found], environ: Mapping[str, str],
         plugin=_value(own, "plugin", default=name),
         base_urls=urls,
         api_key=_key(name, own, environ),
+        key_variable=_key_variable(own),
         models={one: own[("models", one)].value for one in Capability if ("models", one) in own},
         timeouts=Timeouts(**{str(at[1]): one.value for at, one in own.items() if at[0] == "timeouts" and at[1:]}),
         prefixes={str(at[1]): one.value for at, one in own.items() if at[0] == "prefixes" and at[1:]},
@@ -320,6 +321,14 @@ def _key(name: str, own: Mapping[Path, Found], environ: Mapping[str, str]) -> Se
             f"the backend {name!r} has both api_key and api_key_env", where=named.where, hint="Leave one of them out."
         )
     return secret(environ, named.value, named.where)
+
+
+def _key_variable(own: Mapping[Path, Found]) -> str | None:
+    """The variable that the key comes from: the one that the file names, or its own. None for a key given in code."""
+    if (named := own.get(("api_key_env",))) is not None:
+        return str(named.value)
+    key = own.get(("api_key",))
+    return key.where if key is not None and key.where.isidentifier() else None
 
 
 def _assignment(name: str, found: Mapping[Path, Found], backends: Mapping[str, BackendConfig]) -> Assignment:

@@ -18,6 +18,7 @@ _COMMANDS = {
     "models": "List what each backend can serve right now.",
     "plugins": "List the plugins that are installed.",
     "see": "Describe images, or print the text on one.",
+    "up": "Start the backends of this machine, and keep them running.",
     "verify": "Answer the questions of a team that moves to the hub, by its own backends.",
 }
 

@@ -29,7 +29,7 @@ class ServerDialect(OpenAIDialect):
         super().__init__(
             features=frozenset() if capability is Capability.EMBEDDING else features,
             health_path="/health",
-            models_are_loaded=True,  # the port is opened when the model is in memory
+            models_are_loaded=True,  # one process serves one model; /health says 503 until it is in memory
             reasoning_field="reasoning_content",
             request_id_header=None,
             install_model="python -m llm_hub_llamacpp --model {model}",
@@ -75,6 +75,6 @@ class ServerDialect(OpenAIDialect):
         return body
 
     def check_health(self, reply: HttpReply) -> None:
-        if reply.status == 503:  # llama-server listens while it loads; ours does not
+        if reply.status == 503:
             raise BackendLoading("it is loading its model", status=503)
         super().check_health(reply)

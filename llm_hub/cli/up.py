@@ -1,0 +1,86 @@
+"""`llm-hub up`: starts the backends as local processes, and keeps them running."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import click
+
+from llm_hub.cli.common import guarded_output, open_hub, shown
+
+if TYPE_CHECKING:
+    from llm_hub.supervisor import Event, Supervisor
+
+__all__ = ["command"]
+
+_COLOURS = {"ready": "green", "degraded": "yellow", "restarting": "yellow", "unresponsive": "red", "failed": "red"}
+
+
+@click.command("up")
+@click.option("--only", multiple=True, metavar="NAME", help="Start this backend alone; may be repeated.")
+@click.pass_context
+def command(ctx: click.Context, *, only: tuple[str, ...]) -> None:
+    """Start the backends of the settings file as processes of this machine, and keep them running.
+
+    Started are those whose address is of this machine and whose plugin says how. One that ends is started again. Ctrl-C (or
+    SIGTERM) stops them cleanly, a second one at once. Logs and the register are beside the control file.
+    Exits with 1 when one of them had to be given up.
+    """
+    from llm_hub.errors import ConfigurationError
+    from llm_hub.running import Register, folder_of
+    from llm_hub.starting import startable
+    from llm_hub.supervisor import Supervisor
+
+    with open_hub() as hub:
+        runtime = hub.runtime
+        with guarded_output():
+            found, others = startable(runtime, only=only)
+        for one in others:
+            shown(f"{one.name}: not started: {one.reason}", dim=not one.wrong)
+            if one.hint:
+                shown(f"  {one.hint}")
+        if not found:
+            raise ConfigurationError(
+                "there is no backend to start",
+                hint='Give one an address of this machine: base_url = "http://127.0.0.1:8080" in [backends.NAME].',
+            )
+        with Register.held(folder_of(runtime.settings.state_path)) as register:
+            for started in found:
+                for note in started.spec.notes:
+                    shown(f"{started.name}: {note}", dim=True)
+            supervisor = Supervisor(runtime, found, register, say=_say)
+            shown(f"logs: {register.logs}", dim=True)
+            with _signals(supervisor):
+                fine = supervisor.run()
+    if not fine or any(one.wrong for one in others):
+        ctx.exit(1)
+
+
+def _say(event: Event) -> None:
+    """One line an event, with the time; and the end of the log where that explains it."""
+    state = click.style(event.state, fg=_COLOURS.get(event.state))
+    click.echo(f"{time.strftime('%H:%M:%S')}  {event.backend}  {state}  {event.text}")
+    for line in event.lines:
+        click.secho(f"          | {line}", dim=True)
+    if event.hint:
+        click.echo(f"          {click.style('fix:', bold=True)} {event.hint}")
+
+
+@contextlib.contextmanager
+def _signals(supervisor: Supervisor) -> Iterator[None]:
+    """Whatever asks this process to end stops the backends first."""
+
+    def stop(*_: object) -> None:
+        supervisor.stop()
+
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.signal(number, stop) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
