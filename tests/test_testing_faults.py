@@ -240,6 +240,22 @@ def test_reset_mid_body_is_a_reset(server: FakeServer, *, streamed: bool) -> Non
         ask(server, stream=streamed)
 
 
+def test_endless_stream_repeats_a_chunk_until_its_client_leaves(server: FakeServer) -> None:
+    server.fault(Fault.ENDLESS_STREAM, after=3)
+    data = b""
+    with open_stream("POST", server.url + path_of(server), json=body_of(), timeout=5) as response:
+        for piece in response.iter_raw():
+            data += piece
+            if len(data) > 50_000:
+                break
+    mark = b"\n" if isinstance(server, FakeOllama) else b"\n\n"
+    said = texts(server, data[: data.rindex(mark) + len(mark)])
+    assert len(said) > 20
+    assert set(said[2:]) == {said[2]} != {""}
+    assert server.requests[0].wait()
+    assert server.requests[0].gone_early
+
+
 def test_end_without_mark_is_a_complete_body_without_its_mark(server: FakeServer) -> None:
     server.fault(Fault.END_WITHOUT_MARK, after=4)
     pieces, error = stream(server)

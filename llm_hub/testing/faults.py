@@ -69,6 +69,8 @@ class Fault(StrEnum):
     """Waits `seconds` (0.05) before each chunk."""
 
     # too much
+    ENDLESS_STREAM = "endless_stream"
+    """Repeats the last of `after` (3) chunks of a stream until the client leaves."""
     LONG_LINE = "long_line"
     """Begins a stream with one valid event of `size` (1,000,000) characters of content."""
     ENDLESS_LINE = "endless_line"
@@ -137,6 +139,7 @@ _OPTIONS: Mapping[Fault, Mapping[str, Any]] = {
     Fault.ERROR_IN_STREAM: {"after": 3, "message": None},
     Fault.ERROR_FIRST: {"message": None},
     Fault.GARBAGE_IN_STREAM: {"after": 3},
+    Fault.ENDLESS_STREAM: {"after": 3},
     Fault.SPLIT_BYTES: {"size": 1, "seconds": 0.0},
     Fault.SLOW_CHUNKS: {"seconds": 0.05},
     Fault.LONG_LINE: {"size": 1_000_000},

@@ -149,6 +149,22 @@ async def _then(reply: Reply, after: int, *steps: Step, rest: bool = False) -> A
             yield step
 
 
+async def _endless(reply: Reply, after: int) -> AsyncGenerator[Step, None]:
+    """So many chunks, then the last of them for ever."""
+    last = b""
+    async with aclosing(_body(reply)) as chunks:
+        async for chunk in chunks:
+            if isinstance(chunk, bytes):
+                if after == 0:
+                    break
+                after -= 1
+                last = chunk
+            yield chunk
+    while last:
+        yield last
+        yield Pause(0)  # others are served meanwhile
+
+
 def _stream_error(request: Request, message: str | None) -> list[Step]:
     """The recorded end of a stream whose engine died: Ollama's error line, vLLM's error event with its end mark."""
     if _speaks_ollama(request):
@@ -346,6 +362,8 @@ async def _spoil(active: ActiveFault, request: Request, reply: Reply) -> Reply:
     if fault in {Fault.EMBED_WRONG_COUNT, Fault.EMBED_WRONG_DIMENSION, Fault.EMBED_NAN, Fault.EMBED_ZERO}:
         return await _bad_vectors(fault, reply)
     after = _after(active, reply)
+    if fault is Fault.ENDLESS_STREAM:
+        return _framed(reply, _endless(reply, after))
     if fault is Fault.HANG_BETWEEN_CHUNKS:
         if options["seconds"] is None:
             return _framed(reply, _then(reply, after, Hang()))

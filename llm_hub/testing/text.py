@@ -22,6 +22,8 @@ from llm_hub.testing.conformance import (
     common_plugin,
     common_resources,
     text_answers,
+    text_features,
+    text_streams,
 )
 from llm_hub.testing.conformance.rules import Suite
 from llm_hub.testing.conformance.text_bench import TextBench, TextRequirements
@@ -36,6 +38,8 @@ SUITE = Suite(
         common_plugin.RULES,
         common_health.RULES,
         text_answers.RULES,
+        text_features.RULES,
+        text_streams.RULES,
         common_failures.RULES,
         common_deadlines.RULES,
         common_resources.RULES,

@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from llm_hub.call import Call, CancelToken
+from llm_hub.call import Call, CancelToken, Timeouts
 from llm_hub.errors import (
     BackendUnreachable,
     Cancelled,
@@ -19,7 +19,7 @@ from llm_hub.testing.conformance.bench import PATIENCE, Bench, Ended, patiently
 from llm_hub.testing.conformance.rules import Broken, Needs, RuleBook, expect
 from llm_hub.testing.faults import Fault
 
-__all__ = ["RULES", "cancelled_within"]
+__all__ = ["AT_ONCE", "RULES", "TRIES", "cancelled_within", "in_thread"]
 
 AnyBench = Bench[Any]
 RULES: RuleBook[AnyBench] = RuleBook()
@@ -36,12 +36,29 @@ _TRANSPORT = (
 )
 
 
-def _late(bench: AnyBench, way: str, call: Call, fault: str, *, stages: tuple[str, ...], within: float) -> None:
-    ended = bench.ended(way, call)
-    ended.what = f"{way}, while the server shows {fault}"
-    error = ended.raised(DeadlineExceeded)
-    expect(error.stage in stages, f"{ended}: the stage is {error.stage!r}, not {' or '.join(map(repr, stages))}")
-    expect(ended.seconds < within + SLACK, f"{ended}, but only after {ended.seconds:.2f} s instead of {within:g}")
+def _late(
+    bench: AnyBench,
+    ways: Sequence[str],
+    fault: Fault,
+    *,
+    stages: tuple[str, ...],
+    within: float,
+    timeout: float | None = 30.0,
+    **waits: float,
+) -> None:
+    """While the server shows the fault, calls in these ways, all at once, end with DeadlineExceeded of a stage, in time."""
+    options = {"seconds": 0.02} if fault is Fault.TRICKLE_HEADERS else {}
+    with bench.faulty(fault, **options):
+        waiting = []
+        for way in ways:
+            call = Call(timeout=timeout, timeouts=Timeouts(**waits))
+            what = f"{way}, while the server shows {fault.name}"
+            waiting.append(in_thread(lambda way=way, call=call: bench.perform(way, call), what))  # type: ignore[misc]
+        for ended in [wait() for wait in waiting]:
+            error = ended.raised(DeadlineExceeded)
+            named = " or ".join(map(repr, stages))
+            expect(error.stage in stages, f"{ended}: the stage is {error.stage!r}, not {named}")
+            expect(ended.seconds < within + SLACK, f"{ended}, but after {ended.seconds:.2f} s instead of {within:g}")
 
 
 @RULES.rule(
@@ -53,9 +70,12 @@ def _late(bench: AnyBench, way: str, call: Call, fault: str, *, stages: tuple[st
 def connect(bench: AnyBench) -> None:
     """A full queue of connections, with fresh connections on each side."""
     with bench.another() as fresh, fresh.faulty(Fault.CONNECT_HANG):
-        for way in fresh.ways:
-            ended = fresh.ended(way, fresh.call(connect=0.3))
-            ended.what = f"{way}, while the server accepts no connection"
+        whats = {way: f"{way}, while the server accepts no connection" for way in fresh.ways}
+        waiting = [
+            in_thread(lambda way=way: fresh.perform(way, fresh.call(connect=0.3)), what)  # type: ignore[misc]
+            for way, what in whats.items()
+        ]
+        for ended in [wait() for wait in waiting]:
             ended.raised(BackendUnreachable, DeadlineExceeded)
             expect(ended.seconds < 0.3 + SLACK, f"{ended}, but only after {ended.seconds:.2f} s instead of 0.3")
 
@@ -68,9 +88,7 @@ def connect(bench: AnyBench) -> None:
 )
 def first_token(bench: AnyBench) -> None:
     """Silence before the headers."""
-    with bench.faulty(Fault.HANG_BEFORE_HEADERS):
-        for way in bench.streams:
-            _late(bench, way, bench.call(first_token=0.3), "HANG_BEFORE_HEADERS", stages=("first token",), within=0.3)
+    _late(bench, bench.streams, Fault.HANG_BEFORE_HEADERS, stages=("first token",), within=0.3, first_token=0.3)
 
 
 @RULES.rule(
@@ -82,9 +100,7 @@ def first_token(bench: AnyBench) -> None:
 def whole(bench: AnyBench) -> None:
     """Silence before the headers, and in the midst of the body."""
     for fault in (Fault.HANG_BEFORE_HEADERS, Fault.HANG_BETWEEN_CHUNKS):
-        with bench.faulty(fault):
-            for way in bench.whole_ways:
-                _late(bench, way, bench.call(whole=0.3), fault.name, stages=("whole",), within=0.3)
+        _late(bench, bench.whole_ways, fault, stages=("whole",), within=0.3, whole=0.3)
 
 
 @RULES.rule(
@@ -95,10 +111,8 @@ def whole(bench: AnyBench) -> None:
 )
 def headers(bench: AnyBench) -> None:
     """One byte every 0.02 s."""
-    with bench.faulty(Fault.TRICKLE_HEADERS, seconds=0.02):
-        for way in bench.ways:
-            call = bench.call(first_token=0.3, whole=0.3)
-            _late(bench, way, call, "TRICKLE_HEADERS", stages=("first token", "whole"), within=0.3)
+    stages = ("first token", "whole")
+    _late(bench, bench.ways, Fault.TRICKLE_HEADERS, stages=stages, within=0.3, first_token=0.3, whole=0.3)
 
 
 @RULES.rule(
@@ -109,9 +123,7 @@ def headers(bench: AnyBench) -> None:
 )
 def total(bench: AnyBench) -> None:
     """Silence before the headers, with stages that are much longer."""
-    with bench.faulty(Fault.HANG_BEFORE_HEADERS):
-        for way in bench.ways:
-            _late(bench, way, bench.call(0.3), "HANG_BEFORE_HEADERS", stages=("total",), within=0.3)
+    _late(bench, bench.ways, Fault.HANG_BEFORE_HEADERS, stages=("total",), within=0.3, timeout=0.3)
 
 
 @RULES.rule(
@@ -177,7 +189,7 @@ def _arrived(bench: AnyBench, count: int, what: str) -> Any:
     raise Broken(f"{what}: no request arrived")
 
 
-def _in_thread(work: Callable[[], Any], what: str) -> Callable[[], Ended[Any]]:
+def in_thread(work: Callable[[], Any], what: str) -> Callable[[], Ended[Any]]:
     """Start work; what is returned waits for its end."""
     result: list[Ended[Any]] = []
     failed: list[BaseException] = []
@@ -214,7 +226,7 @@ def cancel_token(bench: AnyBench) -> None:
             what = f"{way}, cancelled by its token"
 
             def begin(token: CancelToken, way: str = way, what: str = what) -> Callable[[], Ended[Any]]:
-                return _in_thread(lambda: bench.perform(way, bench.call(cancel=token)), what)
+                return in_thread(lambda: bench.perform(way, bench.call(cancel=token)), what)
 
             cancelled_within(bench, begin, what)
 
@@ -264,7 +276,7 @@ def cancel_engine(bench: AnyBench) -> None:
     for way in bench.ways:
         bench.ended(way).given()  # its model is loaded now
         token = CancelToken()
-        wait = _in_thread(lambda way=way, token=token: bench.perform_long(way, bench.call(cancel=token)), way)  # type: ignore[misc]
+        wait = in_thread(lambda way=way, token=token: bench.perform_long(way, bench.call(cancel=token)), way)  # type: ignore[misc]
         time.sleep(0.02)
         began = time.monotonic()
         token.cancel()
@@ -285,7 +297,7 @@ def closed_hub(bench: AnyBench) -> None:
     """One call of each way waits."""
     with bench.another() as fresh, fresh.faulty(Fault.HANG_BEFORE_HEADERS):
         waits = [
-            _in_thread(lambda way=way: fresh.perform(way, fresh.call()), f"{way}, when the hub was closed")  # type: ignore[misc]
+            in_thread(lambda way=way: fresh.perform(way, fresh.call()), f"{way}, when the hub was closed")  # type: ignore[misc]
             for way in fresh.ways
         ]
         fresh.fake.wait_for_requests(len(waits))

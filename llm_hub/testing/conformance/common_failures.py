@@ -202,7 +202,7 @@ def redirect(bench: AnyBench) -> None:
     needs=Needs.SERVER,
 )
 def too_much(bench: AnyBench) -> None:
-    """A compressed bomb and an oversized body, in one sync and one async way that is no stream."""
+    """A compressed bomb and an oversized body."""
     way = bench.ways[0]
     for fault in (Fault.GZIP_BOMB, Fault.OVERSIZED_BODY):
         with bench.faulty(fault):

@@ -86,7 +86,7 @@ def threads(bench: AnyBench) -> None:
         for way in fresh.ways:
             fresh.ended(way)
         some = _ours(before)
-        for _ in range(6):
+        for _ in range(3):
             for way in fresh.ways:
                 fresh.ended(way)
         expect(len(_ours(before)) <= len(some) + 2, f"threads grow with the calls: {_names(_ours(before))}")

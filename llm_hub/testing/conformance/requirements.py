@@ -40,6 +40,10 @@ class Requirements:
     """Rules that the plugin is known to break, each with the reason: `{"text.seed": "the server ignores it"}`. They are
     expected to fail, and reported when they hold after all. A reason must be given, and a rule that does not exist is an error."""
 
+    model_lacks: Mapping[str, str] = {}
+    """Features that the plugin declares and the model of the bench does not have, each with the reason:
+    `{"reasoning_effort": "hub-test-vlm takes none"}`. Asking for one must be refused then (UnsupportedFeature), not ignored."""
+
     lists_models: bool = True
     """Does it know which models it has, so that an unknown one is an error that lists them?"""
 
@@ -80,6 +84,10 @@ class Requirements:
                 )
             elif not str(reason or "").strip():
                 yield f"{cls.__name__}.known_limits gives no reason for {name}.\nRemedy: say why the plugin breaks it."
+
+    def lacking(self, feature: Feature | None) -> str | None:
+        """Why the model of the bench cannot do what the plugin declares, None if it can."""
+        return None if feature is None else self.model_lacks.get(feature.value)
 
     def claims(self, feature: Feature) -> bool | None:
         """What is said here of a feature: True, False, or None for nothing, so that the plugin's own declaration counts."""

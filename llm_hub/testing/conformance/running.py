@@ -75,6 +75,8 @@ def _judged(bench: Bench[Any], rule: Rule[Any]) -> tuple[Outcome, str, BaseExcep
         if (lacking := bench.lacks(rule.needs)) is not None:
             return Outcome.SKIPPED, lacking, None
         bench.refresh()
+        if (reason := bench.requirements.lacking(rule.feature)) is not None:
+            return _refused(bench, rule, reason)
         if rule.feature is None or rule.feature in bench.features:
             patiently(lambda: rule.check(bench), f"the check of {rule.id}", seconds=_LONGEST)
             return Outcome.PASSED, "", None
@@ -87,6 +89,15 @@ def _judged(bench: Bench[Any], rule: Rule[Any]) -> tuple[Outcome, str, BaseExcep
     finally:
         _tidy(bench)
     return _undeclared(bench, rule)
+
+
+def _refused(bench: Bench[Any], rule: Rule[Any], reason: str) -> tuple[Outcome, str, BaseException | None]:
+    """A rule about a feature that the model lacks: asking for it must be refused."""
+    try:
+        patiently(lambda: rule.check(bench), f"the check of {rule.id}", seconds=_LONGEST)
+    except UnsupportedFeature:
+        return Outcome.SKIPPED, f"the model lacks {rule.feature}, and asking for it is refused: {reason}", None
+    return Outcome.MENDED, f"{rule.feature} works, though model_lacks says: {reason}", None
 
 
 def _undeclared(bench: Bench[Any], rule: Rule[Any]) -> tuple[Outcome, str, BaseException | None]:
