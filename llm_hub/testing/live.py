@@ -28,7 +28,8 @@ class FakeModel:
 
     capabilities: in Ollama's words: completion, tools, vision, thinking, embedding.
     context: tokens it may hold (vLLM's max_model_len; the num_ctx that Ollama takes when none is given).
-    dimension: of its embeddings. space: two models of one space embed a text alike.
+    dimension: of its embeddings. space: two models of one space embed a text alike. matryoshka: trained to be cut to fewer
+        dimensions, which vLLM refuses to do with others, and Ollama with none.
     images: the most images in one prompt, where the server has such a limit.
     """
 
@@ -37,6 +38,7 @@ class FakeModel:
     context: int = 2048
     dimension: int = 384
     space: str = ""
+    matryoshka: bool = False
     images: int = 2
     size: int = 2_800_000
     engine: TinyModel = field(default_factory=TinyModel)

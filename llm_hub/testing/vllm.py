@@ -17,7 +17,7 @@ from llm_hub.testing.live import FakeModel, LiveServer, Refusal, Route, Speed
 from llm_hub.testing.model import Called, Prompt, Turn
 from llm_hub.testing.pictures import CutOff, NotAnImage
 from llm_hub.testing.tokens import count_tokens, token_id, tokenize
-from llm_hub.testing.vectors import cosine, embed
+from llm_hub.testing.vectors import cosine, embed, normalised
 from llm_hub.testing.vllm_chat import HEADERS, ChatTeller, CompletionTeller, as_json
 
 __all__ = ["FakeVLLM"]
@@ -393,16 +393,21 @@ class FakeVLLM(LiveServer):
         texts = [given] if isinstance(given, str) else list(given or ())
         if not texts:
             raise self.refusal(400, "You must pass at least one prompt")
-        if body.get("dimensions") is not None:
+        wanted = body.get("dimensions")
+        if wanted is not None and not self.model.matryoshka:
             message = (
                 f"Model '{name}' does not support Matryoshka embeddings; dimensions must be unset "
-                f"(received dimensions={body['dimensions']})."
+                f"(received dimensions={wanted})."
             )
             raise self.refusal(400, message)
+        if wanted is not None and wanted < 1:
+            raise self.refusal(400, "Dimensions must be greater than 0")
         found = [self._vector(text, body) for text in texts]
         await self.admit(request)
         data = []
         for index, (vector, _) in enumerate(found):
+            if wanted is not None:  # more than there are gives all that there are
+                vector = normalised(vector[:wanted])
             packed: Any = vector
             if body.get("encoding_format") == "base64":
                 packed = base64.b64encode(struct.pack(f"<{len(vector)}f", *vector)).decode()

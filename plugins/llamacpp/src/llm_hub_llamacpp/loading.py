@@ -247,6 +247,10 @@ def parameters(plan: Plan) -> Any:
         params.model_alias = {plan.alias}
     if plan.embedding:
         params.embedding = True
+        # With a cache for each call, llama.cpp gives texts that come together equal pieces of a batch, and the mean of a longer
+        # one is that of its last piece (cosines of 0.8 with the same text alone).
+        params.kv_unified = True
+        params.kv_unified_per_slot = plan.context
         params.n_batch = params.n_ubatch = plan.context  # a text is embedded in one go
         if plan.pooling is not None:
             params.pooling_type = getattr(xllamacpp.llama_pooling_type, f"LLAMA_POOLING_TYPE_{plan.pooling.upper()}")
