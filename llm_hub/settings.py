@@ -18,6 +18,7 @@ from llm_hub.settings_environment import ollama_variables, read_backends, read_h
 from llm_hub.settings_file import Document, Found, find, parse, read
 from llm_hub.settings_kinds import suggestion
 from llm_hub.settings_options import RawOptions, bind_options
+from llm_hub.settings_services import Service, read_services
 from llm_hub.settings_shape import take_apart
 from llm_hub.settings_table import KEYS, OWN_PLUGINS, variable_prefix
 from llm_hub.toml_lines import Path, dotted
@@ -56,8 +57,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     `backends` are the instances that the file or the environment configures, by name, their options as written (see
     `bind_options`). `providers`, `provider` and `fallback` are what LLM_TEXT_PROVIDER…, LLM_PROVIDER and LLM_FALLBACK
     name. `providers` and `routes` have a capability, "vision.read" or "vision.describe" for keys. `assignments` are in
-    the order of the file. `allowed` None allows every plugin. `config_path` is the file that was read, `state_path` the
-    control file, which need not exist. `sources` says for each setting, written as in the file, where its value comes
+    the order of the file. `services` are those that `llm-hub compose` adds. `allowed` None allows every plugin.
+    `config_path` is the file that was read, `state_path` the control file, which need not exist. `sources` says for each setting, written as in the file, where its value comes
     from. `warnings` are for the operator. `ollama_variables` are the OLLAMA_* variables that are set.
     """
 
@@ -67,6 +68,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     fallback: Named | None = None
     routes: Mapping[str, Named] = {}
     assignments: tuple[Assignment, ...] = ()
+    services: tuple[Service, ...] = ()
     allowed: frozenset[str] | None = None
     disabled: frozenset[str] = frozenset()
     observers: tuple[str, ...] = ()
@@ -149,6 +151,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         fallback: str | Iterable[str] | None = None,
         routes: Mapping[str, Any] | None = None,
         gpu: Mapping[str, Any] | None = None,
+        services: Mapping[str, Any] | None = None,
         allowed: Iterable[str] | None = None,
         disabled: Iterable[str] | None = None,
         observers: str | Iterable[str] | None = None,
@@ -172,6 +175,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             "fallback": _listed(fallback) or None,
             "routes": routes,
             "gpu": gpu,
+            "services": services,
             "allowed": _listed(allowed),
             "disabled": _listed(disabled) or None,
             "observers": _listed(observers) or None,
@@ -257,6 +261,7 @@ def _assemble(
         assignments=tuple(
             _assignment(str(at[2]), found, backends) for at in found if len(at) == 3 and at[:2] == ("gpu", "assign")
         ),
+        services=read_services(found),
         allowed=frozenset(_value(found, "allowed")) if ("allowed",) in found else None,
         disabled=frozenset(_value(found, "disabled", default=())),
         observers=_value(found, "observers", default=()),

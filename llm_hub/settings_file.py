@@ -13,13 +13,13 @@ import msgspec
 from llm_hub.errors import SettingsError
 from llm_hub.toml_lines import Path, dotted, locate
 
-__all__ = ["FILE_NAME", "Document", "Found", "find", "parse", "read"]
+__all__ = ["FILE_NAME", "SECRETIVE", "Document", "Found", "find", "parse", "read"]
 
 FILE_NAME = "llm-hub.toml"
 _LARGEST = 1 << 20  # bytes
 _NONE = ("/dev/null", "nul", "NUL")  # the usual names of "no file"
 _AT = re.compile(r" \(at (?:line (\d+), column (\d+)|end of document)\)$")
-_SECRETIVE = re.compile(r"key|token|secret|passw|auth|credential", re.IGNORECASE)
+SECRETIVE = re.compile(r"key|token|secret|passw|auth|credential", re.IGNORECASE)
 
 
 class Found(NamedTuple):
@@ -143,7 +143,7 @@ def _shown(line: str) -> str:
     """The line for an error message; what might be a secret is left out."""
     line = "".join(character if character.isprintable() else " " for character in line).strip()
     key, equals, _ = line.partition("=")
-    if equals and _SECRETIVE.search(key):
+    if equals and SECRETIVE.search(key):
         return f"{key.strip()} = …"
     line = re.sub(r"://[^\s\"']*@", "://***@", line)
     return line if len(line) <= 80 else line[:80] + "…"

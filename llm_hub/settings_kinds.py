@@ -20,6 +20,7 @@ __all__ = ["KINDS", "Kind", "described", "suggestion"]
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _MEMORY = re.compile(r"[0-9]+(?:\.[0-9]+)? ?(?:[MGT]i?B)")
+_PINNED = re.compile(r"(?::[A-Za-z0-9_][A-Za-z0-9_.-]*|@sha256:[0-9a-f]{64})$")
 _GPU = re.compile(r"(?:GPU|MIG)-[0-9A-Za-z][0-9A-Za-z/-]*")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 _LONGEST_WAIT = 1e6  # seconds; what the sockets of every platform can still be told
@@ -225,6 +226,21 @@ def _prefix(value: object, where: str) -> str:
     return value  # as it is: a space at its end belongs to it, and an empty one turns the model's own off
 
 
+def _words(value: object, where: str) -> tuple[str, ...]:
+    return tuple(_string(str(part) if isinstance(part, int) else part, where) for part in _array(value, where, "text"))
+
+
+def _image(value: object, where: str) -> str:
+    name = _string(value, where)
+    if not _PINNED.search(name) or name.endswith(":latest"):
+        raise SettingsError(
+            f"the image {name!r} has no version, so that nobody knows what it will be",
+            where=where,
+            hint='Pin it: "name:1.2.3", or "name@sha256:…".',
+        )
+    return name
+
+
 def _count(value: object, where: str) -> int:
     if isinstance(value, bool) or not isinstance(value, int):
         raise SettingsError(f"it must be a whole number, not {described(value)}", where=where)
@@ -274,6 +290,9 @@ KINDS: Mapping[str, Kind] = {
         Kind("capabilities", "an array of `text`, `embedding`, `vision`", None, _capabilities),
         Kind("GPUs", "an array of UUIDs (`GPU-…`, `MIG-…`) or indices", None, _gpus),
         Kind("memory", 'an amount (`"20 GiB"`) or a fraction of the whole (`0.5`)', None, _memory),
+        Kind("image", "the name of an image with a version (never `latest`)", None, _image),
+        Kind("line", "one line of text", None, _string),
+        Kind("words", "an array of text", None, _words),
         Kind("option", "whatever the plugin declares for it", None, _option),
     )
 }

@@ -28,7 +28,7 @@ class _Table:
         self.other_is = ""
 
     def below(self, part: str) -> _Table:
-        if part in ("NAME", "OPTION"):
+        if part in ("NAME", "OPTION", "VARIABLE"):
             if self.other is None:
                 self.other, self.other_is = _Table(), part
             return self.other
@@ -81,8 +81,8 @@ def _take_table(
             continue
         if below is None and table.other is not None:
             below = table.other
-            if table.other_is == "NAME":
-                _checked(KINDS["name"], key, here, where, document)
+            if table.other_is in ("NAME", "VARIABLE"):
+                _checked(KINDS[table.other_is.lower()], key, here, where, document)
             elif key == "api_key":
                 raise _refused_key(here, where)
         if below is None:

@@ -397,12 +397,37 @@ KEYS: tuple[Key, ...] = (
         default="false",
         example="exclusive = true",
     ),
+    *(
+        Key(path=("services", "NAME", name), kind=kind, meaning=meaning, default=default, example=example)
+        for name, kind, meaning, default, example in (
+            (
+                "image",
+                "image",
+                "The image of a service of your own, which `llm-hub compose` starts beside the backends and connects with them.",
+                "none: it is built",
+                'image = "registry.example/chat:1.4.0"',
+            ),
+            ("build", "line", "The folder with its Dockerfile.", "none", 'build = "./chat"'),
+            ("command", "words", "What it runs.", "what its image says", 'command = ["uvicorn", "chat:app"]'),
+            ("ports", "words", "The ports that are published.", "none", 'ports = ["127.0.0.1:8080:8080"]'),
+            ("volumes", "words", "What it keeps or is given.", "none", 'volumes = ["chat-data:/data"]'),
+            ("depends_on", "names", "Other services of your own that it waits for.", "none", 'depends_on = ["db"]'),
+        )
+    ),
+    Key(
+        path=("services", "NAME", "environment", "VARIABLE"),
+        kind="line",
+        meaning="A variable of it; `${NAME}` is the operator's variable of that name, and the way to give it a secret.",
+        default="none",
+        example='environment = { LOG_LEVEL = "info" }',
+    ),
 )
 """Every key of the settings file."""
 
 PLACEHOLDERS: Mapping[str, str] = {
-    "NAME": "the name of a backend",
+    "NAME": "the name of a backend (in `[services.NAME]`: of a service)",
     "CAPABILITY": "text, embedding or vision",
     "OPTION": "the name of an option of the plugin",
+    "VARIABLE": "the name of an environment variable",
 }
 """What stands for a name in the path of a key."""

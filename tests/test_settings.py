@@ -97,6 +97,7 @@ def test_the_file_is_read_into_settings() -> None:
         plugin="vllm",
         base_urls={None: "http://10.0.0.5:8000", EMBEDDING: "http://10.0.0.6:8000"},
         api_key=Secret("sk-2"),
+        key_variable="TEAM_KEY",
         models={TEXT: "meta-llama/Llama-3.1-8B-Instruct"},
         timeouts=Timeouts(connect=2, first_token=30.5),
         source="llm-hub.toml:7",

@@ -24,9 +24,12 @@ SECRET = "sk-Sw0rdf1sh"
 
 def test_every_key_of_the_table_is_read() -> None:
     for key in KEYS:
-        depth = {"backends": 2, "routes": 1, "gpu": 3}[key.path[0]]
+        depth = {"backends": 2, "routes": 1, "gpu": 3, "services": 2}[key.path[0]]
         header = ".".join(part.replace("NAME", "vllm") for part in key.path[:depth])
-        settings = toml(f"[{header}]\n{key.example}\n", None, TEAM_VLLM_KEY="sk")
+        rest = '\nimage = "x:1"\n[services.db]\nimage = "y:1"' if header.startswith("services") else ""
+        if key.path[-1] == "image":
+            rest = ""
+        settings = toml(f"[{header}]\n{key.example}\n{rest}", None, TEAM_VLLM_KEY="sk")
         leaf = key.path[-1] if key.path[-1].islower() else key.example.split(" = ")[0]
         assert any(leaf in setting and source == "llm-hub.toml:2" for setting, source in settings.sources.items()), key
 
@@ -52,7 +55,11 @@ def test_an_assignment_without_capabilities_has_those_of_its_models_else_text() 
 @pytest.mark.parametrize(
     ("text", "line", "cause"),
     [
-        ("\n[backend.x]\n", 2, "unknown key 'backend'. Did you mean 'backends'? Known are: backends, gpu, routes."),
+        (
+            "\n[backend.x]\n",
+            2,
+            "unknown key 'backend'. Did you mean 'backends'? Known are: backends, gpu, routes, services.",
+        ),
         ("provider = 'x'", 1, "set by the variable LLM_PROVIDER; in the file, [routes] choose."),
         ("text_provider = 'x'", 1, "set by the variable LLM_TEXT_PROVIDER; in the file, [routes] choose."),
         ("LLM_PROVIDER = 'x'", 1, "unknown key 'LLM_PROVIDER'"),
