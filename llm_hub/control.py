@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime
-import uuid
+import os
 from collections.abc import Mapping
 from typing import Literal
 
@@ -134,7 +134,7 @@ class Document(msgspec.Struct, frozen=True, kw_only=True):
         return self._with(
             Entry(
                 epoch=max(self.epoch + 1, at_least),
-                id=uuid.uuid4().hex,
+                id=_fresh_id(),
                 action=action,
                 bindings=dict(bindings),
                 previous=self.epoch,
@@ -168,7 +168,7 @@ class Document(msgspec.Struct, frozen=True, kw_only=True):
         return self._with(
             Entry(
                 epoch=self.epoch + 1,
-                id=uuid.uuid4().hex,
+                id=_fresh_id(),
                 action="rollback",
                 bindings=found.bindings,
                 previous=found.previous,
@@ -238,6 +238,10 @@ def merged(
             if f"{capability}.{operation}" not in changes:
                 result.pop(f"{capability}.{operation}", None)
     return {**result, **changes}
+
+
+def _fresh_id() -> str:
+    return os.urandom(16).hex()
 
 
 def _now() -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import threading
 from collections.abc import Callable, Iterable, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -16,8 +15,11 @@ from llm_hub.call import Call
 from llm_hub.capabilities import Capability, Feature, ModelInfo, Probe, Rung
 from llm_hub.config import BuildContext, Progress
 from llm_hub.control import Entry
+from llm_hub.control_file import FileBook
 from llm_hub.epochs import Epoch, EpochStore
 from llm_hub.errors import HubClosed, HubError, InvalidRequest
+from llm_hub.following import follow as follow_file
+from llm_hub.following import unfollow
 from llm_hub.health import BackendCondition, HealthBook
 from llm_hub.observers import Watch, observers_named
 from llm_hub.runtime import Runtime
@@ -96,6 +98,7 @@ class Hub:
         progress: Callable[[Progress], None] | None = None,
         observers: Iterable[Observer] = (),
         reread: Callable[[], Settings] | None = None,
+        follow: bool = True,
     ) -> None:
         from llm_hub.registry import Registry
         from llm_hub.settings import Settings
@@ -113,7 +116,8 @@ class Hub:
             logger.warning("%s", warning)
         self._transport = transport or Transport()
         self._pool = BackendPool()
-        self._epochs: EpochStore[Runtime] = EpochStore()
+        self._path = settings.state_path
+        self._epochs: EpochStore[Runtime] = EpochStore(self._follow if follow and self._path is not None else None)
         named = observers_named(settings.observers, self._registry, BuildContext(transport=self._transport))
         self._watch = watch = Watch((*named, *observers))
         self._health = health = HealthBook()
@@ -131,9 +135,16 @@ class Hub:
                 switch=switch,
             )
 
+        book = FileBook(self._path) if self._path is not None else MemoryBook()
         self._board = Switchboard(
-            self._epochs, MemoryBook(), first, _close_apart, pinned=settings.pinned, reread=reread
+            self._epochs, book, first, pinned=settings.pinned, reread=reread, snapshots=health.snapshot
         )
+
+    def _follow(self) -> None:
+        """With the first call: from then on this process takes up every switch."""
+        assert self._path is not None
+        follow_file(self._path, self._board)
+        self._board.refresh()
 
     @classmethod
     def from_env(
@@ -144,8 +155,11 @@ class Hub:
         plugins: Mapping[str, object] | None = None,
         progress: Callable[[Progress], None] | None = None,
         observers: Iterable[Observer] = (),
+        follow: bool = True,
     ) -> Hub:
         """The hub that the environment and the settings file describe. `environ` defaults to `os.environ`.
+
+        It begins where the control file is, and follows it from the first call on (`follow` False: it stays there).
 
         Raises SettingsError, which names the variable or the line.
         """
@@ -162,7 +176,7 @@ class Hub:
         def reread() -> Settings:
             return Settings.from_env(variables, plugins=names, config=config)
 
-        return cls(settings, registry=registry, progress=progress, observers=observers, reread=reread)
+        return cls(settings, registry=registry, progress=progress, observers=observers, reread=reread, follow=follow)
 
     # -- asking -------------------------------------------------------------------------------------------------------
 
@@ -396,6 +410,8 @@ class Hub:
 
     def close(self) -> None:
         """Close every backend and connection. Calls that still run fail; new ones raise HubClosed. Idempotent."""
+        if self._path is not None:
+            unfollow(self._path, self._board)
         epoch = self._epochs.latest
         ours = epoch is not None and epoch.claim()
         self._epochs.publish(None)
@@ -438,8 +454,3 @@ def _features(names: Iterable[Feature | str]) -> frozenset[Feature]:
                 f"there is no feature {name!r}", hint=f"There are: {', '.join(sorted(Feature))}."
             ) from error
     return frozenset(found)
-
-
-def _close_apart(runtime: Runtime) -> None:
-    """Close in a thread of its own: the last lease may be returned by a call, or by the garbage collector."""
-    threading.Thread(target=runtime.close, name="llm-hub-reaper", daemon=True).start()

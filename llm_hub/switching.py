@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import getpass
+import contextlib
 import logging
 import os
 import socket
 import threading
+import time
 import weakref
-from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import msgspec
 
@@ -17,6 +18,8 @@ from llm_hub.call import Call
 from llm_hub.control import Document, Entry, Proof, merged
 from llm_hub.epochs import Epoch, EpochStore
 from llm_hub.errors import ControlFileDamaged, HubClosed, HubError, InvalidRequest, StreamInterrupted, SwitchRefused
+from llm_hub.events import SwitchStep
+from llm_hub.following import Standing
 from llm_hub.quarantine import said
 from llm_hub.selection import Switch, Target
 from llm_hub.transport import drive
@@ -24,6 +27,7 @@ from llm_hub.worlds import BLOCKING
 
 if TYPE_CHECKING:
     from llm_hub.embedding_space import SpaceRecord
+    from llm_hub.health import BackendCondition
     from llm_hub.runtime import Runtime
     from llm_hub.settings import Settings
 
@@ -34,6 +38,7 @@ logger = logging.getLogger("llm_hub")
 KEYS = ("text", "embedding", "vision", "vision.describe", "vision.read")
 """What can be switched."""
 
+Step = Literal["proposed", "proven", "published", "refused", "drained"]
 Change = Callable[[Document], Document]
 
 
@@ -134,7 +139,7 @@ class Switchboard:
     """Publishes the epochs of one hub. Safe to use from any thread.
 
     `make` makes the runtime of the first epoch; `reread` gives the settings as they are now, and without it those of the
-    first epoch stay. `problem` says why this hub is not where the book is.
+    first epoch stay. `snapshots` tell how the backends are found. `problem` says why this hub is not where the book is.
     """
 
     def __init__(
@@ -142,18 +147,19 @@ class Switchboard:
         epochs: EpochStore[Runtime],
         book: Book,
         make: Callable[[Switch | None], Runtime],
-        on_drained: Callable[[Runtime], None],
         *,
         pinned: bool = False,
         reread: Callable[[], Settings] | None = None,
+        snapshots: Callable[[], Sequence[BackendCondition]] = tuple,
     ) -> None:
         self.book = book
         self.pinned = pinned
         self.problem: str | None = None
         self._epochs = epochs
-        self._on_drained = on_drained
         self._reread = reread
-        self._lock = threading.RLock()
+        self._snapshots = snapshots
+        self._lock = threading.RLock()  # while an epoch is published
+        self._proving = threading.Lock()  # while one is proven, which may take long
         self.document = Document.first()
         if not pinned:
             try:
@@ -161,8 +167,10 @@ class Switchboard:
             except ControlFileDamaged as error:
                 self.document = book.last() or self.document
                 self._report(str(error), f"starting with epoch {self.document.epoch}, the last one that is known")
+        self._tried = self.document.current.id
         first = make(self.document.switch(book.where) if self.document.current.bindings else None)
-        epochs.rest(epochs.next_epoch(first, on_drained, number=self.document.epoch))
+        self._watch = first.watch
+        epochs.rest(epochs.next_epoch(first, self._on_drained(self.document.epoch), number=self.document.epoch))
         _BOARDS.add(self)
 
     # -- following ----------------------------------------------------------------------------------------------------
@@ -176,18 +184,36 @@ class Switchboard:
         except ControlFileDamaged as error:
             self._report(str(error), f"epoch {self.document.epoch} goes on serving")
             return
+        self._tried = document.current.id
         try:
             self.take_up(document)
         except HubClosed:
             return
         except Exception as error:  # noqa: BLE001 - a plugin may raise anything; what is in force goes on serving
-            what = f"epoch {document.epoch} cannot be taken up: {error if isinstance(error, HubError) else said(error)}"
-            self._report(what, f"epoch {self.document.epoch} goes on serving")
+            why = str(error) if isinstance(error, HubError) else said(error)
+            if self._report(
+                f"epoch {document.epoch} cannot be taken up: {why}", f"epoch {self.document.epoch} goes on serving"
+            ):
+                self._tell("refused", document, reason=why)
 
-    def _report(self, problem: str, meanwhile: str) -> None:
-        if problem != self.problem:
+    def _report(self, problem: str, meanwhile: str) -> bool:
+        """Keep it, and log it when it is new."""
+        new = problem != self.problem
+        if new:
             logger.error("%s; %s", problem, meanwhile)
         self.problem = problem
+        return new
+
+    def standing(self) -> Standing:
+        """How far this hub has come, for those who wait for it."""
+        return Standing(
+            epoch=self.document.epoch,
+            switch=self.document.current.id,
+            tried=self._tried,
+            problem=self.problem,
+            pinned=self.pinned,
+            backends=tuple(self._snapshots()),
+        )
 
     def take_up(self, document: Document) -> None:
         """Build the epoch of this document and publish it, unless it is in force. Raises what keeps it from being built."""
@@ -221,16 +247,34 @@ class Switchboard:
         return runtime.successor(settings, switch if switch.bindings else None)
 
     def _publish(self, following: Runtime, document: Document) -> None:
-        epoch = self._epochs.next_epoch(following, self._on_drained, number=document.epoch)
+        began = time.monotonic()
+        epoch = self._epochs.next_epoch(following, self._on_drained(document.epoch), number=document.epoch)
         if self._epochs.latest is None:
             following.close()
             raise HubClosed("the hub is closed", hint="Open a new one.")
         before = self._epochs.publish(epoch)
-        self.document, self.problem = document, None
-        entry = document.current
-        logger.info("epoch %d is in force: %s", entry.epoch, described(entry))
-        if before is not None and entry.drain is not None and not before.closed:
-            self._drain(before, entry.drain)
+        self.document, self.problem, self._tried = document, None, document.current.id
+        self._tell(
+            "published",
+            document,
+            before=before.number if before is not None else None,
+            seconds=time.monotonic() - began,
+        )
+        drain = document.current.drain
+        if before is not None and drain is not None and not before.closed:
+            self._drain(before, drain)
+
+    def _on_drained(self, number: int) -> Callable[[Runtime], None]:
+        """Close in a thread of its own: the last lease may be returned by a call, or by the garbage collector."""
+
+        def close(runtime: Runtime) -> None:
+            threading.Thread(target=close_apart, args=(runtime,), name="llm-hub-reaper", daemon=True).start()
+
+        def close_apart(runtime: Runtime) -> None:
+            self._watch.tell(SwitchStep(step="drained", epoch=number))
+            runtime.close()
+
+        return close
 
     def _drain(self, epoch: Epoch[Runtime], seconds: float) -> None:
         """End what still holds the old epoch when its time is over."""
@@ -255,6 +299,20 @@ class Switchboard:
         timer.name = "llm-hub-drain"
         timer.start()
 
+    def _tell(self, step: Step, document: Document | None, **more: Any) -> None:
+        """Tell observers and the log of a step."""
+        entry = document.current if document is not None else None
+        self._watch.tell(
+            SwitchStep(
+                step=step,
+                action=entry.action if entry is not None and entry.action != "start" else "use",
+                epoch=entry.epoch if entry is not None else None,
+                by=entry.by if entry is not None else who(),
+                routes=_routes(more.pop("bindings", entry.bindings if entry is not None else {})),
+                **more,
+            )
+        )
+
     # -- switching ----------------------------------------------------------------------------------------------------
 
     def use(
@@ -270,33 +328,17 @@ class Switchboard:
 
         Raises SwitchRefused with what was found, or what keeps the target from being built; then nothing has changed.
         """
-        from llm_hub.proving import asks_of, offered, prove
+        from llm_hub.proving import prove  # here, because most processes only follow
 
         self._allow()
-        with self._lock:
+        with self._proving:
             self.take_up(self.book.read())
             base, before = self.document, self._in_force()
-            notes: list[str] = []
-            scratch = self._build(base.switch(self.book.where))
+            changes, whole, notes = self._wanted(wanted, base, timeout)
+            self._tell("proposed", None, bindings=changes, before=base.epoch)
+            following = self._build(Switch(bindings=merged(base.current.bindings, changes, whole)))
             try:
-                if isinstance(wanted, str):
-                    wanted, notes = drive(offered(BLOCKING, scratch, wanted, Call(timeout=timeout)))
-                changes = dict(wanted)
-                _check_keys(changes)
-                asked = scratch.successor(scratch.settings, Switch(bindings=changes))
-                try:
-                    whole = {
-                        key: frozenset(ask.operation for ask in asks_of(key, asked))
-                        for key in changes
-                        if "." not in key
-                    }
-                finally:
-                    asked.close()
-            finally:
-                scratch.close()
-            bindings = merged(base.current.bindings, changes, whole)
-            following = self._build(Switch(bindings=bindings))
-            try:
+                began = time.monotonic()
                 proofs, record = drive(
                     prove(
                         BLOCKING,
@@ -311,11 +353,12 @@ class Switchboard:
                     )
                 )
                 _require(proofs)
+                self._tell("proven", None, bindings=changes, before=base.epoch, seconds=time.monotonic() - began)
                 if record is not None:
                     self.book.save(record)
 
                 def change(now: Document) -> Document:
-                    _check_meanwhile(base, now, bindings, self.book.where)
+                    _check_meanwhile(base, now, {*changes, *_replaced(changes, whole)})
                     return now.after(
                         "use",
                         merged(now.current.bindings, changes, whole),
@@ -326,25 +369,53 @@ class Switchboard:
                     )
 
                 document = self.book.update(change)
-                notes += [f"{proof.what}: {warning}" for proof in proofs for warning in proof.warnings]
-                if document.current.bindings == bindings:
-                    # The sources name the switch that is published; until here it had no number.
-                    following.renamed(document.switch(self.book.where))
-                    self._publish(following, document)
-                else:  # somebody has switched another capability meanwhile
-                    following.close()
-                    self.take_up(document)
-            except BaseException:
+                with self._lock:
+                    if self.document.current.id == base.current.id and document.epoch == base.epoch + 1:
+                        # The sources name the switch that is published; until here it had no number.
+                        following.renamed(document.switch(self.book.where))
+                        self._publish(following, document)
+                    else:  # somebody has switched something else meanwhile
+                        following.close()
+                        self.take_up(document)
+            except BaseException as error:
                 following.close()
+                if isinstance(error, HubError):
+                    self._tell("refused", None, bindings=changes, before=base.epoch, reason=error.message)
                 raise
-            return _switched(document, base, changes, proofs, notes)
+        notes += [f"{proof.what}: {warning}" for proof in proofs for warning in proof.warnings]
+        return _switched(document, base, changes, proofs, notes)
+
+    def _wanted(
+        self, wanted: Mapping[str, tuple[Target, ...]] | str, base: Document, timeout: float
+    ) -> tuple[dict[str, tuple[Target, ...]], dict[str, frozenset[str]], list[str]]:
+        """What is to be changed, which operations of a whole capability that means, and notes on what is left out."""
+        from llm_hub.proving import asks_of, offered
+
+        notes: list[str] = []
+        scratch = self._build(base.switch(self.book.where))
+        try:
+            if isinstance(wanted, str):
+                wanted, notes = drive(offered(BLOCKING, scratch, wanted, Call(timeout=timeout)))
+            changes = dict(wanted)
+            _check_keys(changes)
+            scratch.switch = Switch(bindings=changes)
+            whole: dict[str, frozenset[str]] = {}
+            for key in changes:
+                if "." not in key:
+                    with contextlib.suppress(HubError):  # which the proof is going to say
+                        whole[key] = frozenset(ask.operation for ask in asks_of(key, scratch))
+        finally:
+            scratch.close()
+        return changes, whole, notes
 
     def reset(self, *, drain: float | None = None) -> Switched:
         """Back to what the environment and the settings file say; it also puts a damaged book in order."""
         self._allow()
-        return self._at_once(
-            lambda now: now.after("reset", {}, by=who(), drain=drain, at_least=self.document.epoch + 1), repair=True
-        )
+
+        def change(now: Document) -> Document:
+            return now.after("reset", {}, by=who(), drain=drain, at_least=self.document.epoch + 1)
+
+        return self._at_once(change, repair=True)
 
     def rollback(self, to: int | None = None, *, drain: float | None = None) -> Switched:
         """Publish an older epoch anew, at once: nothing is asked before. Raises SwitchRefused if there is none."""
@@ -352,12 +423,17 @@ class Switchboard:
         return self._at_once(lambda now: now.back(to, by=who(), drain=drain))
 
     def _at_once(self, change: Change, *, repair: bool = False) -> Switched:
-        before = self.document
-        document = self.book.update(change, repair=repair)
+        before: list[Document] = []
+
+        def noted(now: Document) -> Document:
+            before.append(now)
+            return change(now)
+
+        document = self.book.update(noted, repair=repair)
         self.take_up(document)
-        ours, theirs = document.current.bindings, before.current.bindings
+        ours, theirs = document.current.bindings, before[0].current.bindings
         changed = {key: ours.get(key, ()) for key in {*ours, *theirs} if ours.get(key) != theirs.get(key)}
-        return _switched(document, before, changed, (), [])
+        return _switched(document, before[0], changed, (), [])
 
     def _allow(self) -> None:
         if self.pinned:
@@ -408,18 +484,24 @@ def _require(proofs: Iterable[Proof]) -> None:
     )
 
 
-def _check_meanwhile(base: Document, now: Document, bindings: Mapping[str, object], where: str) -> None:
+def _replaced(changes: Mapping[str, object], whole: Mapping[str, frozenset[str]]) -> set[str]:
+    return {f"{key}.{operation}" for key, operations in whole.items() for operation in operations} - {*changes}
+
+
+def _check_meanwhile(base: Document, now: Document, keys: Iterable[str]) -> None:
     """What was proven was proven beside `base`: if somebody has switched the same since, the proof may not hold."""
-    if now.current.id == base.current.id:
-        return
     ours, theirs = base.current.bindings, now.current.bindings
-    both = [key for key in bindings if ours.get(key) != theirs.get(key)]
+    both = sorted(key for key in keys if ours.get(key) != theirs.get(key))
     if both:
         raise SwitchRefused(
             f"not switched, and nothing has changed: meanwhile {now.current.by or 'somebody'} has switched "
             f"{', '.join(both)} (epoch {now.epoch})",
             hint="Look at `llm-hub history`, and switch again if it is still wanted.",
         )
+
+
+def _routes(bindings: Mapping[str, tuple[Target, ...]]) -> dict[str, str]:
+    return {key: ",".join(map(str, targets)) for key, targets in sorted(bindings.items())}
 
 
 def described(entry: Entry) -> str:
@@ -438,6 +520,8 @@ def described(entry: Entry) -> str:
 
 def who() -> str:
     """Who switches: user and machine."""
+    import getpass
+
     try:
         user = getpass.getuser()
     except (KeyError, OSError, ImportError):  # a container whose user has no name
