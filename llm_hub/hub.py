@@ -18,8 +18,8 @@ from llm_hub.control import Entry
 from llm_hub.control_file import FileBook
 from llm_hub.epochs import Epoch, EpochStore
 from llm_hub.errors import HubClosed, HubError, InvalidRequest
+from llm_hub.following import Standing, unfollow
 from llm_hub.following import follow as follow_file
-from llm_hub.following import unfollow
 from llm_hub.health import BackendCondition, HealthBook
 from llm_hub.observers import Watch, observers_named
 from llm_hub.runtime import Runtime
@@ -32,6 +32,7 @@ from llm_hub.worlds import ASYNC, BLOCKING
 if TYPE_CHECKING:
     from llm_hub.embedding import EmbeddingHandle
     from llm_hub.observers import Observer
+    from llm_hub.presence import Uptake
     from llm_hub.registry import PluginReport, Registry
     from llm_hub.settings import Settings
     from llm_hub.vision import VisionHandle
@@ -356,9 +357,10 @@ class Hub:
     ) -> Switched:
         """Switch to other backends, with no call lost: `hub.use("vllm")`, `hub.use(text="vllm-text/qwen3-8b")`.
 
-        A name alone stands for all that this backend offers and has a model for. By capability (`text`, `embedding`,
-        `vision`, `vision_read`, `vision_describe`) it is BACKEND, BACKEND/MODEL, or several with commas between: then the
-        others are its fallbacks. All of it is one new epoch, or none.
+        A name alone stands for all that this backend offers and has a model for, but for what is named besides. By
+        capability (`text`, `embedding`, `vision`, `vision_read`, `vision_describe`) it is BACKEND, BACKEND/MODEL, or
+        several with commas between: then the others are its fallbacks. All of it is one new epoch, or none. Every process
+        that shares the control file follows.
 
         Each target is proven first: its plugin loads, its server is alive and has the model (with `warm`: in memory),
         and embeddings stay in their space, unless `new_space` says that another is meant. Calls that have begun end on
@@ -367,17 +369,23 @@ class Hub:
 
         Raises SwitchRefused, with what was found; then nothing has changed.
         """
-        wanted: str | dict[str, tuple[Target, ...]]
-        if backend is not None:
-            if capabilities:
-                raise InvalidRequest(
-                    "a backend for everything and backends by capability do not go together",
-                    hint="Name each capability, or none.",
-                )
-            wanted = backend
-        else:
-            wanted = {key.replace("_", "."): parse_target(value) for key, value in capabilities.items()}
-        return self._board.use(wanted, warm=warm, new_space=new_space, drain=drain, timeout=timeout)
+        wanted = {key.replace("_", "."): parse_target(value) for key, value in capabilities.items()}
+        return self.switch(wanted, everything=backend, warm=warm, new_space=new_space, drain=drain, timeout=timeout)
+
+    def switch(
+        self,
+        wanted: Mapping[str, tuple[Target, ...]],
+        *,
+        everything: str | None = None,
+        warm: bool = False,
+        new_space: bool = False,
+        drain: float | None = None,
+        timeout: float = 15.0,
+    ) -> Switched:
+        """`use`, for what was parsed already: the targets by capability or operation ("vision.read")."""
+        return self._board.use(
+            wanted, everything=everything, warm=warm, new_space=new_space, drain=drain, timeout=timeout
+        )
 
     async def ause(self, backend: str | None = None, /, **options: Any) -> Switched:
         """`use`, from an event loop."""
@@ -401,6 +409,36 @@ class Hub:
     async def areset(self, *, drain: float | None = None) -> Switched:
         """`reset`, from an event loop."""
         return await ASYNC.apart(lambda: self.reset(drain=drain))
+
+    def uptake(self, switched: Switched, *, timeout: float = 30.0) -> Uptake:
+        """Wait until every live process that shares the control file has taken up the switch, or says why not.
+
+        `timeout` in seconds. Empty for a hub without a control file.
+        """
+        from llm_hub.presence import Uptake, uptake
+
+        if self._path is None:
+            return Uptake()
+        return uptake(FileBook(self._path), switched.id, timeout=timeout)
+
+    @property
+    def in_force(self) -> Entry:
+        """The epoch that new calls begin on: what was switched to, by whom, with which proof."""
+        return self._board.document.current
+
+    @property
+    def control_file(self) -> FileBook | None:
+        """The control file that this hub shares with others, None if it has none."""
+        book = self._board.book
+        return book if isinstance(book, FileBook) else None
+
+    def standing(self) -> Standing:
+        """How far this hub has come with the control file."""
+        return self._board.standing()
+
+    def refresh(self) -> None:
+        """Take up what the control file says now. A hub that follows it does so by itself."""
+        self._board.refresh()
 
     def history(self) -> tuple[Entry, ...]:
         """The epochs that were published, the oldest first."""

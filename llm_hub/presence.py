@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 
 import msgspec
 
 from llm_hub.control_file import FileBook, write_whole
 from llm_hub.health import BackendCondition
 
-__all__ = ["Presence", "Report", "live"]
+__all__ = ["Presence", "Report", "Uptake", "live", "uptake"]
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -77,6 +78,38 @@ class Presence:
         if self._handle >= 0:
             os.close(self._handle)
             self._handle = -1
+
+
+class Uptake(msgspec.Struct, frozen=True, kw_only=True):
+    """How far the live processes have come with a switch: each has taken it up, or says why not, or has not said yet."""
+
+    taken: tuple[Report, ...] = ()
+    refused: tuple[Report, ...] = ()
+    pending: tuple[Report, ...] = ()
+    seconds: float = 0.0
+
+    @property
+    def complete(self) -> bool:
+        """Is every process there, but for those that are pinned?"""
+        return not self.pending and all(one.pinned for one in self.refused)
+
+
+def uptake(book: FileBook, switch: str, *, timeout: float, began: float | None = None) -> Uptake:
+    """Wait until every live process has taken up the entry with this id, or has said why not; `timeout` in seconds."""
+    began = time.monotonic() if began is None else began
+    while True:
+        reports = live(book)
+        taken = tuple(one for one in reports if one.switch == switch)
+        refused = tuple(one for one in reports if one.switch != switch and (one.pinned or _failed(one, switch)))
+        pending = tuple(one for one in reports if one not in taken and one not in refused)
+        passed = time.monotonic() - began
+        if not pending or passed >= timeout:
+            return Uptake(taken=taken, refused=refused, pending=pending, seconds=passed)
+        time.sleep(0.01)
+
+
+def _failed(report: Report, switch: str) -> bool:
+    return report.tried == switch and report.problem is not None
 
 
 def live(book: FileBook) -> list[Report]:

@@ -52,7 +52,7 @@ def asks_of(key: str, runtime: Runtime) -> list[Ask]:
 
 async def offered(
     world: World, runtime: Runtime, name: str, call: Call
-) -> tuple[dict[str, tuple[Target, ...]], list[str]]:
+) -> tuple[dict[str, tuple[Target, ...]], dict[str, str]]:
     """What `use NAME` binds: each capability that the backend offers and has a model for; and notes on those left out.
 
     Which it has a model for is what is configured, else what its server tells of its models; one that tells nothing is
@@ -63,7 +63,7 @@ async def offered(
     config = runtime.config(name)
     configured = set(config.models) | set(manifest.default_models)
     bindings: dict[str, tuple[Target, ...]] = {}
-    notes: list[str] = []
+    notes: dict[str, str] = {}
     told: frozenset[Capability] | None = None
     if not configured:
         told = await _told(world, runtime, name, call)
@@ -74,8 +74,8 @@ async def offered(
         if len(report.capabilities) == 1:
             has = True
         if not has:
-            notes.append(
-                f"not {capability}: no model for it is configured ({name} offers it; name one: {capability}={name}/MODEL)"
+            notes[capability] = (
+                f"not {capability}: no model for it is configured; if {name} has one: {capability}={name}/MODEL"
             )
             continue
         asks = [Ask(capability=capability, operation=operation) for operation in OPERATIONS[capability]]
@@ -85,7 +85,7 @@ async def offered(
             bindings[key] = (Target(name, None),)
     if not bindings:
         raise NoBackend(
-            "there is nothing that it offers and has a model for", backend=name, hint="; ".join(notes) or None
+            "there is nothing that it offers and has a model for", backend=name, hint="; ".join(notes.values()) or None
         )
     return bindings, notes
 

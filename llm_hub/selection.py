@@ -158,6 +158,11 @@ class _Named(msgspec.Struct, frozen=True):
     source: str
     models: Mapping[str, str] = {}
 
+    @property
+    def briefly(self) -> str:
+        """The source, for a sentence that follows one with all of it."""
+        return RULES[2] if self.rule == 2 else self.source
+
 
 def decides_by_default(
     ask: Ask, candidates: Mapping[str, Candidate], settings: Settings, switch: Switch | None = None
@@ -299,7 +304,7 @@ def _decide(ask: Ask, candidates: Mapping[str, Candidate], settings: Settings, n
     if not usable:
         raise first or NoBackend(f"{source} names no backend for {ask.capability}")
     chosen, *rest = usable
-    reasons = [f"{source} names it"]
+    reasons = [f"{named.briefly} names it"]
     if ask.model is not None and rest:
         reasons.append("no fallback: the call names the model itself")
         rest = []
@@ -315,7 +320,7 @@ def _decide(ask: Ask, candidates: Mapping[str, Candidate], settings: Settings, n
         rule=rule,
         source=source,
         reasons=tuple(reasons),
-        rejected=(*rejected, *_others(ask, candidates, order, f"{source} does not name it")),
+        rejected=(*rejected, *_others(ask, candidates, order, f"{named.briefly} does not name it")),
         fallbacks=tuple(rest),
         warnings=tuple(warnings),
     )

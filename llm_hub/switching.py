@@ -49,6 +49,7 @@ class Switched(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     epoch: int
+    id: str
     previous: int
     changed: Mapping[str, tuple[Target, ...]] = {}
     bindings: Mapping[str, tuple[Target, ...]] = {}
@@ -317,16 +318,17 @@ class Switchboard:
 
     def use(
         self,
-        wanted: Mapping[str, tuple[Target, ...]] | str,
+        wanted: Mapping[str, tuple[Target, ...]],
         *,
+        everything: str | None = None,
         warm: bool = False,
         new_space: bool = False,
         drain: float | None = None,
         timeout: float = 15.0,
     ) -> Switched:
-        """Prove these targets, all of them, and publish the epoch in which they serve. A name stands for all that it offers.
+        """Prove these targets, all of them, and publish the epoch in which they serve.
 
-        Raises SwitchRefused with what was found, or what keeps the target from being built; then nothing has changed.
+        `everything` is a backend for all that it offers, where `wanted` names no other. Raises SwitchRefused with what was found, or what keeps the target from being built; then nothing has changed.
         """
         from llm_hub.proving import prove  # here, because most processes only follow
 
@@ -334,7 +336,7 @@ class Switchboard:
         with self._proving:
             self.take_up(self.book.read())
             base, before = self.document, self._in_force()
-            changes, whole, notes = self._wanted(wanted, base, timeout)
+            changes, whole, notes = self._wanted(wanted, everything, base, timeout)
             self._tell("proposed", None, bindings=changes, before=base.epoch)
             following = self._build(Switch(bindings=merged(base.current.bindings, changes, whole)))
             try:
@@ -386,7 +388,7 @@ class Switchboard:
         return _switched(document, base, changes, proofs, notes)
 
     def _wanted(
-        self, wanted: Mapping[str, tuple[Target, ...]] | str, base: Document, timeout: float
+        self, wanted: Mapping[str, tuple[Target, ...]], everything: str | None, base: Document, timeout: float
     ) -> tuple[dict[str, tuple[Target, ...]], dict[str, frozenset[str]], list[str]]:
         """What is to be changed, which operations of a whole capability that means, and notes on what is left out."""
         from llm_hub.proving import asks_of, offered
@@ -394,9 +396,11 @@ class Switchboard:
         notes: list[str] = []
         scratch = self._build(base.switch(self.book.where))
         try:
-            if isinstance(wanted, str):
-                wanted, notes = drive(offered(BLOCKING, scratch, wanted, Call(timeout=timeout)))
-            changes = dict(wanted)
+            changes: dict[str, tuple[Target, ...]] = {}
+            if everything is not None:
+                changes, left_out = drive(offered(BLOCKING, scratch, everything, Call(timeout=timeout)))
+                notes = [note for capability, note in left_out.items() if capability not in wanted]
+            changes.update(wanted)
             _check_keys(changes)
             scratch.switch = Switch(bindings=changes)
             whole: dict[str, frozenset[str]] = {}
@@ -452,6 +456,7 @@ def _switched(
 ) -> Switched:
     return Switched(
         epoch=document.epoch,
+        id=document.current.id,
         previous=before.epoch,
         changed=changed,
         bindings=document.current.bindings,

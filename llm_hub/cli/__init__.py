@@ -15,10 +15,14 @@ _COMMANDS = {
     "doctor": "Check settings, plugins and backends, and say how to mend them.",
     "embed": "Embed texts: show or print their vectors.",
     "explain": "Say what would serve a capability, by which rule, and why nothing else.",
+    "history": "List the switches: who, what, when, and how the proof went.",
     "models": "List what each backend can serve right now.",
     "plugins": "List the plugins that are installed.",
+    "rollback": "Go back to the epoch before the switch, in every process, at once.",
     "see": "Describe images, or print the text on one.",
+    "status": "Show what serves, how healthy it is, and how far each process has come.",
     "up": "Start the backends of this machine, and keep them running.",
+    "use": "Switch every process to other backends, with no restart.",
     "verify": "Answer the questions of a team that moves to the hub, by its own backends.",
 }
 

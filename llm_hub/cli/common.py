@@ -21,7 +21,7 @@ def open_hub(*, progress: Callable[[Progress], None] | None = None) -> Hub:
     """The hub of the environment and of the settings file that --config names."""
     from llm_hub.hub import Hub
 
-    return Hub.from_env(config=given_config(), progress=progress)
+    return Hub.from_env(config=given_config(), progress=progress, follow=False)
 
 
 def given_config() -> str | None:
@@ -88,21 +88,25 @@ def _plain(value: object) -> object:
     raise NotImplementedError(type(value).__name__)
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Columns as wide as they need to be; the last one runs free. States are coloured on a terminal."""
+def table(head: Sequence[str], rows: Sequence[Sequence[str]], *, colour: bool | None = None) -> None:
+    """Columns as wide as they need to be; the last one runs free. States are coloured on a terminal (`colour` None)."""
     widths = [max(len(line[at]) for line in (head, *rows)) for at in range(len(head))]
     for number, row in enumerate((head, *rows)):
         cells = []
         for at, (cell, width) in enumerate(zip(row, widths, strict=True)):
             padded = cell if at == len(row) - 1 else cell.ljust(width)
             cells.append(click.style(padded, bold=True) if number == 0 else click.style(padded, fg=_COLOURS.get(cell)))
-        click.echo("  ".join(cells).rstrip())
+        click.echo("  ".join(cells).rstrip(), color=colour)
 
 
 _COLOURS = {
     "available": "green",
     "ready": "green",
     "ok": "green",
+    "closed": "green",
+    "in place": "green",
+    "behind": "red",
+    "pinned": "yellow",
     "blocked": "yellow",
     "degraded": "yellow",
     "conflict": "red",
