@@ -33,6 +33,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 # -- finding what a module inherits -----------------------------------------------------------------------------------
 
 
+def _holds(module: Any) -> set[Any]:
+    """The suites that a module must inherit whole: those of which it has a test, and that of a class called Requirements."""
+    named = getattr(module, "Requirements", None)
+    own = {suite for suite, classes in _inherited(module).items() if named in classes}
+    return _suites(module) | own
+
+
 def _inherited(module: Any) -> dict[Any, list[type[Any]]]:
     """The suites that a test module has requirements for, each with these classes."""
     found: dict[Any, list[type[Any]]] = {}
@@ -58,7 +65,8 @@ def _problems(module: Any) -> Iterator[str]:
             f"it inherits the {suite.capability} suite and has no requirements for it.\n"
             f"Remedy: class Requirements({base}): plugin = ..."
         )
-    for suite, classes in inherited.items():
+    for suite in _holds(module) & inherited.keys():
+        classes = inherited[suite]
         if len(classes) > 1:
             names = ", ".join(one.__name__ for one in classes)
             yield (
@@ -118,7 +126,7 @@ def pytest_make_collect_report(collector: pytest.Collector) -> Any:
     report = yield
     if isinstance(collector, pytest.Module) and report.passed and report.result is not None:
         module = collector.obj
-        if _suites(module) or _inherited(module):
+        if _holds(module):
             report.result.append(_Whole.from_parent(collector, name=_GUARD))
     return report
 

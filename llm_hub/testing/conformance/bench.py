@@ -22,7 +22,7 @@ from llm_hub.testing.conformance.rules import Broken, Needs, expect, not_here
 from llm_hub.testing.live import LiveServer
 from llm_hub.testing.server import FakeServer
 
-__all__ = ["BACKEND", "Bench", "Ended", "patiently"]
+__all__ = ["BACKEND", "Bench", "Ended", "impatient", "patience", "patiently"]
 
 T = TypeVar("T")
 R = TypeVar("R", bound=Requirements)
@@ -30,15 +30,30 @@ R = TypeVar("R", bound=Requirements)
 BACKEND = "the-backend"
 """The name of the backend on a bench: not the plugin's, so that one is told from the other."""
 
-PATIENCE = 8.0
-"""Seconds after which something that should have ended counts as hanging."""
+_patience = [8.0]
 
 SHORT = Timeouts(connect=0.4, load=0.4, first_token=0.4, between_tokens=0.4, whole=0.4)
 """Deadlines for rules about what takes too long."""
 
 
-def patiently(work: Callable[[], T], what: str = "it", *, seconds: float = PATIENCE) -> T:
+def patience() -> float:
+    """Seconds after which something that should have ended counts as hanging."""
+    return _patience[-1]
+
+
+@contextmanager
+def impatient(seconds: float) -> Iterator[None]:
+    """Wait less long within the block: for plugins that are known to hang."""
+    _patience.append(seconds)
+    try:
+        yield
+    finally:
+        _patience.pop()
+
+
+def patiently(work: Callable[[], T], what: str = "it", *, seconds: float | None = None) -> T:
     """The result of the work, done in a thread of its own; Broken if it does not come back in time."""
+    seconds = patience() if seconds is None else seconds
     result: list[T] = []
     failed: list[BaseException] = []
 

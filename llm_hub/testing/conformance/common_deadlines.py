@@ -15,7 +15,7 @@ from llm_hub.errors import (
     DeadlineExceeded,
     HubError,
 )
-from llm_hub.testing.conformance.bench import PATIENCE, Bench, Ended, patiently
+from llm_hub.testing.conformance.bench import Bench, Ended, patience, patiently
 from llm_hub.testing.conformance.rules import Broken, Needs, RuleBook, expect
 from llm_hub.testing.faults import Fault
 
@@ -169,7 +169,7 @@ def cancelled_within(bench: AnyBench, begin: Callable[[CancelToken], Callable[[]
         best = min(best, time.monotonic() - began)
         ended.raised(Cancelled)
         if request is not None:
-            expect(request.wait(PATIENCE), f"{what}: the server never heard that its caller had gone")
+            expect(request.wait(patience()), f"{what}: the server never heard that its caller had gone")
             expect(request.gone_early, f"{what}: the server was not told that its caller had gone")
             best_heard = min(best_heard, (request.ended or time.monotonic()) - began)
         if best <= AT_ONCE and (request is None or best_heard <= AT_ONCE):
@@ -180,7 +180,7 @@ def cancelled_within(bench: AnyBench, begin: Callable[[CancelToken], Callable[[]
 
 def _arrived(bench: AnyBench, count: int, what: str) -> Any:
     """The request that hangs, once it is there: the last of those that came."""
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + patience()
     while time.monotonic() < deadline:
         hung = [one for one in bench.fake.requests[count:] if one.fault is not None]
         if hung:
@@ -204,7 +204,7 @@ def in_thread(work: Callable[[], Any], what: str) -> Callable[[], Ended[Any]]:
     thread.start()
 
     def wait() -> Ended[Any]:
-        thread.join(PATIENCE * 2)
+        thread.join(patience() * 2)
         if failed:
             raise failed[0]
         expect(result, f"{what} did not end")
@@ -244,17 +244,17 @@ def cancel_task(bench: AnyBench) -> None:
         async def once(way: str = way) -> tuple[float, float]:
             count = len(bench.fake.requests)
             task = asyncio.ensure_future(bench.aperform(way, bench.call()))
-            deadline = time.monotonic() + PATIENCE
+            deadline = time.monotonic() + patience()
             while not [one for one in bench.fake.requests[count:] if one.fault] and time.monotonic() < deadline:
                 await asyncio.sleep(0.002)
             request = bench.fake.requests[-1]
             began = time.monotonic()
             task.cancel()
-            done, _ = await asyncio.wait([task], timeout=PATIENCE / 2)
-            expect(done, f"{way}: its task had not ended {PATIENCE / 2:g} s after it was cancelled")
+            done, _ = await asyncio.wait([task], timeout=patience() / 2)
+            expect(done, f"{way}: its task had not ended {patience() / 2:g} s after it was cancelled")
             took = time.monotonic() - began
             expect(task.cancelled(), f"{way}: its task was cancelled and gave {task!r:.200}")
-            heard = await asyncio.to_thread(request.wait, PATIENCE / 2)
+            heard = await asyncio.to_thread(request.wait, patience() / 2)
             expect(heard and request.gone_early, f"{way}: the server never heard that its caller had gone")
             return took, (request.ended or time.monotonic()) - began
 

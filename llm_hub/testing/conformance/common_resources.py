@@ -17,7 +17,7 @@ from typing import Any
 
 from llm_hub.capabilities import Rung
 from llm_hub.errors import HubError
-from llm_hub.testing.conformance.bench import PATIENCE, Bench, patiently
+from llm_hub.testing.conformance.bench import Bench, patience, patiently
 from llm_hub.testing.conformance.rules import Broken, Needs, RuleBook, expect, not_here
 from llm_hub.testing.faults import Fault
 
@@ -160,7 +160,7 @@ def many_threads(bench: AnyBench) -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(PATIENCE)
+        thread.join(patience())
     expect(not any(thread.is_alive() for thread in threads), "some of eight threads had not come back")
     expect(not failed, f"of eight threads {len(failed)} calls failed, such as {failed[:1]}")
 
@@ -191,7 +191,7 @@ def event_loops(bench: AnyBench) -> None:
         for thread in threads:
             thread.start()
         for thread in threads:
-            thread.join(PATIENCE)
+            thread.join(patience())
         expect(not any(thread.is_alive() for thread in threads), "some of the event loops had not come to an end")
     expect(not failed, f"in several event loops {len(failed)} calls failed, such as {failed[:1]}")
 
@@ -240,7 +240,7 @@ def _child_says(reading: int, child: int) -> bytes:
     import select
     import signal
 
-    ready, _, _ = select.select([reading], [], [], PATIENCE + 4)
+    ready, _, _ = select.select([reading], [], [], patience() + 4)
     told = os.read(reading, 600) if ready else b""
     if not ready:
         os.kill(child, signal.SIGKILL)

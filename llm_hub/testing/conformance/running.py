@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from llm_hub.errors import HubError, UnsupportedFeature
-from llm_hub.testing.conformance.bench import PATIENCE, Bench, patiently
+from llm_hub.testing.conformance.bench import Bench, patience, patiently
 from llm_hub.testing.conformance.report import Finding, Outcome, Report
 from llm_hub.testing.conformance.requirements import Requirements
 from llm_hub.testing.conformance.rules import Broken, NotApplicable, Rule
@@ -104,7 +104,7 @@ def _undeclared(bench: Bench[Any], rule: Rule[Any]) -> tuple[Outcome, str, BaseE
     """A rule about a feature that is not declared: nothing is demanded, but it is told if it works."""
     said = bench.requirements.claims(rule.feature) if rule.feature is not None else None
     try:
-        patiently(lambda: rule.check(bench), f"the check of {rule.id}", seconds=PATIENCE * 2)
+        patiently(lambda: rule.check(bench), f"the check of {rule.id}", seconds=patience() * 2)
     except BaseException as error:  # that it does not work is what is expected
         if isinstance(error, KeyboardInterrupt):
             raise

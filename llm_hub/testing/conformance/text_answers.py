@@ -9,7 +9,7 @@ from typing import Any
 
 from llm_hub.errors import ContextOverflow, ModelNotFound, UnsupportedFeature
 from llm_hub.messages import ChatResponse, Message
-from llm_hub.testing.conformance.bench import PATIENCE, Ended
+from llm_hub.testing.conformance.bench import Ended, patience
 from llm_hub.testing.conformance.rules import Needs, RuleBook, expect, not_here
 from llm_hub.testing.conformance.text_bench import TextBench
 
@@ -317,6 +317,6 @@ def not_mixed(bench: TextBench) -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(PATIENCE)
+        thread.join(patience())
     expect(not any(thread.is_alive() for thread in threads), "some of the threads had not come back")
     expect(not wrong, f"{len(wrong)} answers were wrong, such as: {wrong[:1]}")

@@ -197,10 +197,14 @@ def _object(text: str, what: str) -> dict[str, Any]:
     feature=Feature.JSON_OBJECT,
 )
 def json_object(bench: TextBench) -> None:
-    """Parsed."""
+    """Asked for as JSON; and, where the model of the kit follows in any case, by a question that says nothing of it."""
+    prompts = ["Give the capital of France as JSON."]
+    if bench.exact and bench.server is not None:
+        prompts.append(bench.requirements.short)
     for way in bench.ways:
-        text = _formed(bench, way, "Give the capital of France as JSON.", ResponseFormat.json_object())
-        _object(text, f"{way}, asked for a JSON object,")
+        for prompt in prompts:
+            text = _formed(bench, way, prompt, ResponseFormat.json_object())
+            _object(text, f"{way}, asked for a JSON object,")
 
 
 @RULES.rule(

@@ -11,7 +11,7 @@ from typing import Any
 from llm_hub.call import CancelToken
 from llm_hub.errors import BackendError, Cancelled, DeadlineExceeded, StreamInterrupted
 from llm_hub.messages import ChatChunk
-from llm_hub.testing.conformance.bench import PATIENCE, Ended, patiently
+from llm_hub.testing.conformance.bench import Ended, patience, patiently
 from llm_hub.testing.conformance.common_deadlines import AT_ONCE, TRIES, cancelled_within, in_thread
 from llm_hub.testing.conformance.rules import Needs, RuleBook, expect
 from llm_hub.testing.conformance.text_bench import TextBench, Told
@@ -341,7 +341,7 @@ def closed(bench: TextBench) -> None:
                 began = patiently(lambda way=way: _closed_early(bench, way), f"{way}, closed early,")  # type: ignore[misc]
                 request = [one for one in bench.fake.requests[count:] if one.fault is not None][-1]
                 expect(
-                    request.wait(PATIENCE) and request.gone_early,
+                    request.wait(patience()) and request.gone_early,
                     f"{way}: the server never heard that its stream was closed",
                 )
                 best = min(best, (request.ended or time.monotonic()) - began)
