@@ -42,6 +42,7 @@ class Breaker:
         "_blamed",
         "_clock",
         "_closed_at",
+        "_held",
         "_jitter",
         "_level",
         "_lock",
@@ -65,6 +66,7 @@ class Breaker:
         self._trial: int | None = None  # the id of a visitor, which may be dropped
         self._level = 0
         self._opened_at = -math.inf
+        self._held = -math.inf
         self._closed_at = -math.inf
         self.until = -math.inf
         self.reason = ""
@@ -96,7 +98,7 @@ class Breaker:
         with self._lock:
             if not self._is_open():
                 return True
-            if self._clock() < self.until or self._trial is not None:
+            if self._clock() < max(self.until, self._held) or self._trial is not None:
                 return False
             self._trial = id(visitor)
             return True
@@ -159,12 +161,17 @@ class Breaker:
         if self._trial == id(visitor):
             self._trial = None
 
+    def hold(self, seconds: float) -> None:
+        """A probe is on its way: for so many seconds at most, no call need be risked."""
+        self._held = self._clock() + seconds
+
     def probed(self, *, well: bool, reason: str = "") -> bool:
         """A probe in the background found it well, so a call may try now; or not, so it cools down for longer.
 
         True if that changed anything.
         """
         with self._lock:
+            self._held = -math.inf
             if well:
                 if not self._open or self.asked:
                     return False

@@ -120,7 +120,10 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Probe(msgspec.Struct, frozen=True, kw_only=True):
-    """What a probe found: the highest rung that held (None: not even alive) and why the next one did not."""
+    """What a probe found: the highest rung that held (None: not even alive) and why the next one did not.
+
+    `digest` identifies what is behind the model's name, where the backend tells: another one is another model.
+    """
 
     rung: Rung | None
     wanted: Rung
@@ -128,6 +131,7 @@ class Probe(msgspec.Struct, frozen=True, kw_only=True):
     hint: str | None = None
     version: str | None = None
     degraded: str | None = None
+    digest: str | None = None
 
     @property
     def ok(self) -> bool:

@@ -8,14 +8,14 @@ from typing import Any, get_args
 
 import msgspec
 
+from llm_hub.attempts import in_order
 from llm_hub.call import Call, CancelToken
 from llm_hub.capabilities import Feature, ModelInfo
-from llm_hub.embedding_guard import admit, remember
+from llm_hub.embedding_guard import admit, check_again, remember
 from llm_hub.embedding_vectors import embed_all
 from llm_hub.epochs import EpochStore
 from llm_hub.errors import InvalidRequest
 from llm_hub.messages import EmbedKind, EmbedRequest, EmbedResponse
-from llm_hub.routing import in_order
 from llm_hub.runtime import Destination, Runtime
 from llm_hub.selection import Ask
 from llm_hub.transport import drive
@@ -144,9 +144,13 @@ async def route_embed(
     """The vectors of one backend; a fallback serves only if it is shown to embed into the same space."""
     lease = epochs.lease()
     runtime = lease.value
+    kept: dict[tuple[str, str | None], list[EmbedResponse]] = {}
 
     async def attempt(destination: Destination, to_send: EmbedRequest) -> EmbedResponse:
-        return await embed_all(world, runtime, destination, to_send, call)
+        if "spaces" in runtime.__dict__ and (destination.name, destination.model) in runtime.spaces.doubted:
+            await check_again(world, runtime, destination, call)
+        done = kept.setdefault((destination.name, destination.model), [])
+        return await embed_all(world, runtime, destination, to_send, call, done=done)
 
     async def may_serve(destination: Destination) -> None:
         await admit(world, runtime, ask, destination, call)

@@ -18,7 +18,7 @@ from llm_hub.runtime import Destination, Runtime
 from llm_hub.selection import Ask
 from llm_hub.worlds import World
 
-__all__ = ["Spaces", "admit", "answers", "remember"]
+__all__ = ["Spaces", "admit", "answers", "check_again", "remember"]
 
 logger = logging.getLogger("llm_hub")
 
@@ -31,17 +31,25 @@ Key = tuple[str, str | None]
 class Spaces:
     """What one epoch knows of the spaces of its backends."""
 
-    __slots__ = ("making", "records", "verdicts")
+    __slots__ = ("doubted", "making", "records", "verdicts")
 
     def __init__(self) -> None:
         self.records: dict[Key, SpaceRecord] = {}
         self.verdicts: dict[tuple[str, Key], tuple[float, Verdict]] = {}
         self.making: set[Key] = set()
+        self.doubted: set[Key] = set()
+
+    def doubt(self, key: Key) -> None:
+        """The model behind this name has changed: what was found of its space holds no longer."""
+        self.doubted.add(key)
+        for known in [one for one in self.verdicts if one[1] == key]:
+            self.verdicts.pop(known, None)
 
     def carry(self, before: Spaces, names: set[str]) -> None:
         """Take over what the epoch before knew of these backends, which did not change."""
         self.records.update({key: record for key, record in list(before.records.items()) if key[0] in names})
         self.verdicts.update({key: known for key, known in list(before.verdicts.items()) if key[1][0] in names})
+        self.doubted.update(key for key in list(before.doubted) if key[0] in names)
 
 
 async def remember(world: World, runtime: Runtime, ask: Ask, call: Call) -> None:
@@ -63,6 +71,30 @@ async def remember(world: World, runtime: Runtime, ask: Ask, call: Call) -> None
         logger.warning("the embedding space of %s could not be put on record: %s", first.name, error)
     finally:
         spaces.making.discard(key)
+
+
+async def check_again(world: World, runtime: Runtime, destination: Destination, call: Call) -> None:
+    """The model of this destination has changed: raise EmbeddingSpaceChanged unless it embeds as the one on record did."""
+    key = (destination.name, destination.model)
+    spaces: Spaces = runtime.spaces
+    record = spaces.records.get(key)
+    if record is None:
+        logger.warning(
+            "%s: nothing shows whether the new model %s embeds into the space of the one before",
+            destination.name,
+            destination.model,
+        )
+    else:
+        verdict = compare(record, await answers(world, runtime, destination, call))
+        if not verdict.same:
+            raise EmbeddingSpaceChanged(
+                f"the model behind {destination.model!r} has changed and embeds into another space than before: "
+                + "; ".join(verdict.reasons),
+                cosines=verdict.cosines,
+                backend=destination.name,
+                hint="Put the model from before back, or embed everything again and open the hub anew.",
+            )
+    spaces.doubted.discard(key)
 
 
 async def admit(world: World, runtime: Runtime, ask: Ask, fallback: Destination, call: Call) -> None:

@@ -21,32 +21,43 @@ _BYTES_A_TOKEN = 4  # of English prose in UTF-8; for an estimate that is called 
 
 
 async def embed_all(
-    world: World, runtime: Runtime, destination: Destination, request: EmbedRequest, call: Call
+    world: World,
+    runtime: Runtime,
+    destination: Destination,
+    request: EmbedRequest,
+    call: Call,
+    *,
+    done: list[EmbedResponse] | None = None,
 ) -> EmbedResponse:
     """All vectors from this destination. Every batch is checked, and all of them together are one answer.
+
+    `done` keeps the answers to the first batches: after a failure it goes on behind them.
 
     Raises ProtocolError for vectors that cannot be right, ContextOverflow with both numbers.
     """
     prefix = prefix_for(request.kind, destination.model, destination.prefixes)
     texts = request.texts if not prefix else tuple([prefix + text for text in request.texts])
-    answers: list[EmbedResponse] = []
-    done = 0
-    for batch in batches(texts, destination.batch):
+    answers = done if done is not None else []
+    first = 0
+    for number, batch in enumerate(batches(texts, destination.batch)):
+        if number < len(answers):
+            first += len(batch)
+            continue
         call.check(destination.name)
         part = msgspec.structs.replace(request, texts=batch)
         try:
             answer = await world.embed(destination.backend, part, call)
         except ContextOverflow as error:
-            await _explain(world, runtime, destination, error, batch, done, len(texts), call)
+            await _explain(world, runtime, destination, error, batch, first, len(texts), call)
             raise
         dimension = answers[0].dimension if answers else None
         try:
-            check_vectors(answer, len(batch), first=done, dimension=dimension, asked=request.dimensions)
+            check_vectors(answer, len(batch), first=first, dimension=dimension, asked=request.dimensions)
         except (ProtocolError, UnsupportedFeature) as error:
             error.backend = destination.name
             raise
         answers.append(answer)
-        done += len(batch)
+        first += len(batch)
     return answers[0] if len(answers) == 1 else _together(answers)
 
 

@@ -287,6 +287,8 @@ class BackendError(HubError):
     retryable = True
     failover = True
     blames_backend = True
+    retry_after: float | None = None
+    """Seconds after which the server wants to be asked again, where it said so."""
 
     def __init__(
         self, message: str, *, status: int | None = None, backend: str | None = None, hint: str | None = None

@@ -13,16 +13,16 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from llm_hub.breaker import Breaker, BreakerState
-from llm_hub.capabilities import Capability, Rung
+from llm_hub.capabilities import Capability, Probe, Rung
 from llm_hub.config import BackendConfig, BackendLimits
 from llm_hub.errors import (
     BackendError,
     BackendLoading,
     BackendOverloaded,
     BackendUnreachable,
+    DeadlineExceeded,
     HubError,
     ModelNotFound,
-    RequestError,
 )
 from llm_hub.limiter import Limiter
 from llm_hub.retries import RetryBudget
@@ -162,41 +162,41 @@ class Health:
         visit.leave()
         return closed
 
-    def failed(self, visit: Visit, error: HubError, request: Callable[[], object], *, blame: bool = True) -> bool:
+    def failed(self, visit: Visit, error: BackendError, request: Callable[[], object], *, at_once: bool) -> bool:
         """The attempt ended with this error. True if that opened the breaker.
 
-        `request` tells one request from another. `blame` False: this call has put a backend out of use already, so
-        what it says of this one does not count against it.
+        `request` gives what tells one request from another; `at_once` opens the breaker without a second witness.
         """
         opened = False
-        now = self.clock()
-        self.note(error, now)
-        if isinstance(error, BackendError):
+        self.note(error)
+        impatient = (
+            isinstance(error, DeadlineExceeded) and error.stage == "total"
+        )  # the caller's, and perhaps too short
+        if error.backend is not None and (error.blames_backend or impatient):
+            self.suspicions += 1
+        if error.blames_backend and not impatient:
             self.failures += 1
-            if not isinstance(error, BackendLoading):
-                self.suspicions += 1
-            if error.blames_backend and blame:
-                opened = self._blame(visit, error, request)
+            opened = self._blame(visit, error, request, at_once=at_once)
         visit.leave()
         return opened
 
-    def _blame(self, visit: Visit, error: BackendError, request: Callable[[], object]) -> bool:
+    def _blame(self, visit: Visit, error: BackendError, request: Callable[[], object], *, at_once: bool) -> bool:
         reason = reason_of(error)
-        pause = getattr(error, "retry_after", None)
-        if pause is not None and pause > 0:
-            return self.breaker.pause(visit, pause, reason)
+        if error.retry_after is not None and error.retry_after > 0:
+            return self.breaker.pause(visit, error.retry_after, reason)
         # A backend that cannot be reached, or is full, fails whatever is asked: there each call counts, not each request.
         each = isinstance(error, BackendUnreachable | BackendOverloaded)
-        opened = self.breaker.blame(visit, object() if each else request(), reason, at_once=error.ejects)
+        opened = self.breaker.blame(visit, object() if each else request(), reason, at_once=at_once)
         if opened:
             self.needs = Rung.MODEL_PRESENT if each else Rung.GENERATING
         return opened
 
-    def note(self, error: HubError, now: float) -> None:
+    def note(self, error: HubError) -> None:
         """What an error says in passing of how far up the ladder the backend is."""
-        if isinstance(error, RequestError):
-            if isinstance(error, ModelNotFound):
-                self.rung, self.rung_at = Rung.ALIVE, now
+        now = self.clock()
+        if isinstance(error, ModelNotFound):
+            self.rung, self.rung_at = Rung.ALIVE, now
+        if not isinstance(error, BackendError) or error.backend is None:
             return
         self.last_error, self.last_error_at = error, now
         if isinstance(error, BackendLoading):
@@ -205,8 +205,20 @@ class Health:
                 self.loading_since = now
         elif isinstance(error, BackendUnreachable):
             self.rung, self.rung_at = None, now
-        elif isinstance(error, BackendError) and error.blames_backend and error.status is not None:
+        elif error.blames_backend and error.status is not None:
             self.rung, self.rung_at = Rung.ALIVE, now
+
+    def probed(self, probe: Probe, model: str | None) -> str | None:
+        """What a probe found. Says how the digest of the model has changed since the last one, if it has."""
+        now = self.clock()
+        if probe.rung is None or not (probe.ok and self.rung is not None and self.rung > probe.rung):
+            self.rung, self.rung_at = probe.rung, now  # else what is known of higher rungs stands
+        self.degraded = probe.degraded
+        if probe.digest is None or model is None:
+            return None
+        before = self.digests.get(model)
+        self.digests[model] = probe.digest
+        return None if before in (None, probe.digest) else f"{str(before)[:12]} before, {probe.digest[:12]} now"
 
     # -- showing ------------------------------------------------------------------------------------------------------
 

@@ -34,7 +34,8 @@ class PluginManifest(msgspec.Struct, frozen=True, kw_only=True):
     `forbid_unknown_fields`) of the options that `[backends.NAME]` may hold beside the common ones. `default_url` is
     the address of an HTTP backend for which none is configured. `default_models` are models that need no download and
     no choice (an embedded backend's). `gpu` says whether a backend wants a GPU: "none", "optional" or "required".
-    `install_model` is the command that fetches a model, with `{model}` in it. `known_bad` are versions of the server
+    `install_model` is the command that fetches a model, with `{model}` in it. `loads_on_demand` says that its server loads a model for the first request, and drops the load
+    if the client gives up; then the hub has it loaded apart from any caller's deadline. `known_bad` are versions of the server
     or engine that are refused, each with its reason.
     """
 
@@ -46,6 +47,7 @@ class PluginManifest(msgspec.Struct, frozen=True, kw_only=True):
     default_models: Mapping[Capability, str] = {}
     gpu: str = "none"
     install_model: str | None = None
+    loads_on_demand: bool = False
     known_bad: tuple[KnownBad, ...] = ()
 
     def bad_version(self, version: str | None) -> KnownBad | None:

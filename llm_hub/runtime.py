@@ -6,6 +6,7 @@ import functools
 import logging
 import os
 import threading
+import time
 import weakref
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ from llm_hub.call import Call, Timeouts
 from llm_hub.capabilities import Backend, Capability, Feature, ModelInfo, Probe, Rung
 from llm_hub.config import BackendConfig, BatchLimits, BuildContext, Progress
 from llm_hub.errors import HubClosed, HubError, ModelNotFound, NoBackend
+from llm_hub.events import ProbeDone
 from llm_hub.health import Health, HealthBook
 from llm_hub.manifest import PluginManifest
 from llm_hub.observers import Watch
@@ -49,6 +51,7 @@ class Destination(msgspec.Struct, frozen=True):
     timeouts: Timeouts
     health: Health
     install_model: str | None
+    loads_on_demand: bool = False
     prefixes: Mapping[str, str] = {}
     batch: BatchLimits = BatchLimits()
 
@@ -224,6 +227,7 @@ class Runtime:
             timeouts=config.timeouts,
             health=self.health_of(target.backend, ask.capability),
             install_model=plugin.manifest.install_model,
+            loads_on_demand=plugin.manifest.loads_on_demand,
             prefixes=config.prefixes,
             batch=config.batch,
         )
@@ -424,10 +428,38 @@ class Runtime:
         except HubError as error:
             return Probe(rung=None, wanted=rung, detail=error.message, hint=error.hint)
         model = model or config.models.get(capability) or manifest.default_models.get(capability)
+        began = time.monotonic()
         probe = await world.probe(backend, rung, model, call)
+        self.note_probe(name, model, capability, probe, seconds=time.monotonic() - began)
         if (bad := manifest.bad_version(probe.version)) is not None:
             return msgspec.structs.replace(probe, degraded=f"version {probe.version} is known to be bad: {bad.reason}")
         return probe
+
+    def note_probe(
+        self, name: str, model: str | None, capability: Capability, probe: Probe, *, seconds: float | None = None
+    ) -> None:
+        """What a probe has found, for the health of the backend and for the observers."""
+        health = self.health_of(name, capability)
+        changed = health.probed(probe, model)
+        if changed and model is not None:
+            logger.warning("%s: the model %s is another than before (%s)", name, model, changed)
+            self.spaces.doubt((name, model))
+        self.watch.tell(
+            ProbeDone(
+                backend=name,
+                capability=str(capability),
+                wanted=probe.wanted.name.lower(),
+                rung=None if probe.rung is None else probe.rung.name.lower(),
+                ok=probe.ok,
+                detail=probe.detail,
+                degraded=probe.degraded,
+                seconds=seconds,
+            )
+        )
+
+    def is_closed(self) -> bool:
+        """Is nobody to use it any more?"""
+        return self._closed
 
     def _warn(self, decision: Decision) -> None:
         for warning in decision.warnings:

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 import msgspec
 
 from llm_hub.call import Call, CancelToken
+from llm_hub.chat_streams import AsyncChatStream, ChatStream
 from llm_hub.epochs import EpochStore
 from llm_hub.errors import InvalidRequest
 from llm_hub.prompts import ChatOptions, Prompt, build_request
-from llm_hub.routing import AsyncChatStream, ChatStream, route_chat, route_count
+from llm_hub.routing import route_chat, route_count
 from llm_hub.runtime import Runtime
 from llm_hub.selection import Ask
 from llm_hub.transport import drive

@@ -9,10 +9,11 @@ import msgspec
 
 from llm_hub.call import Call
 from llm_hub.capabilities import Capability, Feature
+from llm_hub.chat_streams import AsyncChatStream, ChatStream
 from llm_hub.epochs import EpochStore
 from llm_hub.errors import InvalidRequest
 from llm_hub.prompts import ChatOptions, build_request
-from llm_hub.routing import AsyncChatStream, ChatStream, route_chat, route_read
+from llm_hub.routing import route_chat, route_read
 from llm_hub.runtime import Runtime
 from llm_hub.selection import Ask
 from llm_hub.text import CallLimits, CallOptions, take_limits

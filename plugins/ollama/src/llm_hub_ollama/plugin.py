@@ -63,6 +63,7 @@ def llm_hub_manifest() -> PluginManifest:
         default_url=DEFAULT_URL,
         gpu="optional",
         install_model="ollama pull {model}",
+        loads_on_demand=True,
         known_bad=KNOWN_BAD,
     )
 
