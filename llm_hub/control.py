@@ -61,6 +61,7 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     `bindings` are all that is switched, by capability or operation; what is not in them is as the environment says.
     `previous` is the epoch that a rollback goes back to, `restored` the one whose bindings a rollback has restored.
     `space` is the id of the embedding space that was proven. `drain` is in seconds; None: streams may take what they take.
+    `warm`: each process has the models loaded before it goes over (an engine in the process has a copy of its own).
     """
 
     epoch: int
@@ -72,6 +73,7 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     by: str = ""
     at: str = ""
     drain: float | None = None
+    warm: bool = False
     space: str | None = None
     proofs: tuple[Proof, ...] = ()
 
@@ -126,14 +128,14 @@ class Document(msgspec.Struct, frozen=True, kw_only=True):
         *,
         by: str = "",
         drain: float | None = None,
+        warm: bool = False,
         space: str | None = None,
         proofs: tuple[Proof, ...] = (),
-        at_least: int = 0,
     ) -> Document:
-        """With one epoch more. Its number is above that of the last, and not below `at_least`."""
+        """With one epoch more."""
         return self._with(
             Entry(
-                epoch=max(self.epoch + 1, at_least),
+                epoch=self.epoch + 1,
                 id=_fresh_id(),
                 action=action,
                 bindings=dict(bindings),
@@ -141,6 +143,7 @@ class Document(msgspec.Struct, frozen=True, kw_only=True):
                 by=by,
                 at=_now(),
                 drain=drain,
+                warm=warm,
                 space=space,
                 proofs=proofs,
             )
@@ -179,6 +182,13 @@ class Document(msgspec.Struct, frozen=True, kw_only=True):
                 space=found.space,
             )
         )
+
+    def above(self, epoch: int) -> Document:
+        """With a number above this for the last epoch: for a file that has forgotten those that processes are on."""
+        if self.epoch > epoch:
+            return self
+        entry = msgspec.structs.replace(self.current, epoch=epoch + 1)
+        return Document(format=FORMAT, epoch=entry.epoch, history=(*self.history[:-1], entry))
 
     def _with(self, entry: Entry) -> Document:
         history = (*self.history, entry)

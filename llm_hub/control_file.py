@@ -33,6 +33,8 @@ class FileBook:
     what the live processes say of themselves. Reading needs none of these.
     """
 
+    shared = True
+
     def __init__(self, path: str) -> None:
         self.where = path
         self._latest: Document | None = None
@@ -109,7 +111,7 @@ class FileBook:
         """
         try:
             with self._locked():
-                document = change(self._to_change(repair=repair))
+                document = change(self._to_change(repair=repair)).above(self._reached())
                 path = self._path
                 if repair and os.path.isdir(path):  # noqa: PTH112
                     os.rmdir(path)  # noqa: PTH106 - it goes only if it is empty, as what Docker puts in place of a file
@@ -137,6 +139,12 @@ class FileBook:
                 raise
             logger.warning("%s", error)
             return self.last() or Document.first()
+
+    def _reached(self) -> int:
+        """The highest epoch that any live process is on, where the file may have forgotten it."""
+        from llm_hub.presence import live
+
+        return max((one.epoch for one in live(self)), default=0)
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:

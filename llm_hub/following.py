@@ -61,7 +61,8 @@ class Follower(Protocol):
 class _Followed:
     """A control file, and the hubs of this process that follow it."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, *, meant: bool) -> None:
+        self.meant = meant  # somebody has named it; the one that is there by default need not be wanted at all
         self.book = FileBook(path)
         self.followers: weakref.WeakSet[Follower] = weakref.WeakSet()
         self.signature: Signature | None = None
@@ -127,7 +128,8 @@ class _Followed:
         except OSError as error:
             # It follows all the same. Only those who wait for it cannot see it.
             self.silent = True
-            logger.warning(
+            logger.log(
+                logging.WARNING if self.meant else logging.DEBUG,
                 "this process cannot say in %s that it follows %s, so `llm-hub status` does not show it: %s",
                 self.book.folder,
                 self.book.where,
@@ -143,11 +145,11 @@ class _Watcher:
         self.followed: dict[str, _Followed] = {}
         self.thread: threading.Thread | None = None
 
-    def add(self, path: str, follower: Follower) -> None:
+    def add(self, path: str, follower: Follower, *, meant: bool) -> None:
         with self.lock:
             one = self.followed.get(path)
             if one is None:
-                one = self.followed[path] = _Followed(path)
+                one = self.followed[path] = _Followed(path, meant=meant)
                 one.signature = one.book.signature()
             one.followers.add(follower)
             if self.thread is None:
@@ -189,9 +191,12 @@ class _Watcher:
 _watcher = _Watcher()
 
 
-def follow(path: str, follower: Follower) -> None:
-    """Have this hub told of every change of the control file, from now on; it is held weakly."""
-    _watcher.add(path, follower)
+def follow(path: str, follower: Follower, *, meant: bool = True) -> None:
+    """Have this hub told of every change of the control file, from now on; it is held weakly.
+
+    `meant`: somebody has named this file, and so wants to know if this process cannot be seen there.
+    """
+    _watcher.add(path, follower, meant=meant)
 
 
 def unfollow(path: str, follower: Follower) -> None:

@@ -118,6 +118,7 @@ class Hub:
         self._transport = transport or Transport()
         self._pool = BackendPool()
         self._path = settings.state_path
+        self._named = settings.source("state") != "default"
         self._epochs: EpochStore[Runtime] = EpochStore(self._follow if follow and self._path is not None else None)
         named = observers_named(settings.observers, self._registry, BuildContext(transport=self._transport))
         self._watch = watch = Watch((*named, *observers))
@@ -144,7 +145,7 @@ class Hub:
     def _follow(self) -> None:
         """With the first call: from then on this process takes up every switch."""
         assert self._path is not None
-        follow_file(self._path, self._board)
+        follow_file(self._path, self._board, meant=self._named)
         self._board.refresh()
 
     @classmethod

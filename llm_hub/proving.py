@@ -12,13 +12,23 @@ from llm_hub.call import Call
 from llm_hub.capabilities import Capability, Rung
 from llm_hub.control import Proof
 from llm_hub.embedding_space import SpaceNotes, SpaceRecord
-from llm_hub.errors import EmbeddingSpaceChanged, HubError, ModelNotFound, NoBackend, PluginError, UnsupportedFeature
+from llm_hub.errors import (
+    BackendFailed,
+    EmbeddingSpaceChanged,
+    HubError,
+    ModelNotFound,
+    NoBackend,
+    PluginError,
+    UnsupportedFeature,
+)
 from llm_hub.runtime import Destination, Runtime
 from llm_hub.selection import OPERATIONS, Ask, Target
-from llm_hub.worlds import World
+from llm_hub.transport import drive
+from llm_hub.worlds import BLOCKING, World
 
-__all__ = ["SpaceShelf", "asks_of", "offered", "prove"]
+__all__ = ["SpaceShelf", "asks_of", "offered", "prove", "warm_up"]
 
+_LONGEST_QUESTION = 15.0  # seconds, beside the load deadline of the backend
 _LONGEST_CANARIES = 120.0  # seconds for the canary texts of one backend
 
 
@@ -144,6 +154,14 @@ async def prove(
                 proof = _failed(ask.what, first, error, 0.0)
             proofs.append(msgspec.structs.replace(proof, seconds=round(time.monotonic() - began, 3)))
     return proofs, record
+
+
+def warm_up(runtime: Runtime, key: str) -> None:
+    """Have the models loaded that serve what is bound under this key. Raises BackendFailed if one cannot be."""
+    for ask in asks_of(key, runtime):
+        proof, _ = drive(_climb(BLOCKING, runtime, ask, Rung.LOADED, _LONGEST_QUESTION))
+        if not proof.ok:
+            raise BackendFailed(f"the model is not loaded: {proof.problem}", backend=proof.backend, hint=proof.hint)
 
 
 def _failed(what: str, target: Target, error: HubError, seconds: float) -> Proof:

@@ -65,6 +65,11 @@ class Book(Protocol):
         """For people."""
         ...
 
+    @property
+    def shared(self) -> bool:
+        """Do others follow it?"""
+        ...
+
     def read(self) -> Document:
         """The newest document. Raises ControlFileDamaged."""
         ...
@@ -94,6 +99,7 @@ class MemoryBook:
     """The document of a hub that shares none."""
 
     where = "a switch in this process"
+    shared = False
 
     def __init__(self) -> None:
         self._document = Document.first()
@@ -139,8 +145,8 @@ def parse_target(text: str) -> tuple[Target, ...]:
 class Switchboard:
     """Publishes the epochs of one hub. Safe to use from any thread.
 
-    `make` makes the runtime of the first epoch; `reread` gives the settings as they are now, and without it those of the
-    first epoch stay. `snapshots` tell how the backends are found. `problem` says why this hub is not where the book is.
+    `make` makes the runtime of the first epoch. `reread` gives the settings as they are now, for backends that came into
+    the settings file later; None: there is no such file. `snapshots` tell how the backends are found. `problem` says why this hub is not where the book is.
     """
 
     def __init__(
@@ -169,8 +175,9 @@ class Switchboard:
                 self.document = book.last() or self.document
                 self._report(str(error), f"starting with epoch {self.document.epoch}, the last one that is known")
         self._tried = self.document.current.id
+        self._checked = False
         first = make(self.document.switch(book.where) if self.document.current.bindings else None)
-        self._watch = first.watch
+        self._watch, self._settings = first.watch, first.settings
         epochs.rest(epochs.next_epoch(first, self._on_drained(self.document.epoch), number=self.document.epoch))
         _BOARDS.add(self)
 
@@ -192,9 +199,12 @@ class Switchboard:
             return
         except Exception as error:  # noqa: BLE001 - a plugin may raise anything; what is in force goes on serving
             why = str(error) if isinstance(error, HubError) else said(error)
-            if self._report(
-                f"epoch {document.epoch} cannot be taken up: {why}", f"epoch {self.document.epoch} goes on serving"
-            ):
+            what = f"epoch {document.epoch} cannot be taken up: {why}"
+            meanwhile = f"epoch {self.document.epoch} goes on serving"
+            if document.current.id == self.document.current.id:
+                what = f"epoch {document.epoch} cannot serve in this process: {why}"
+                meanwhile = "calls fail until that is mended"
+            if self._report(what, meanwhile):
                 self._tell("refused", document, reason=why)
 
     def _report(self, problem: str, meanwhile: str) -> bool:
@@ -218,14 +228,22 @@ class Switchboard:
 
     def take_up(self, document: Document) -> None:
         """Build the epoch of this document and publish it, unless it is in force. Raises what keeps it from being built."""
+        from llm_hub.proving import warm_up  # here, because most processes are never switched
+
         with self._lock:
-            if document.current.id == self.document.current.id:
-                self.problem = None
+            entry = document.current
+            if entry.id == self.document.current.id:
+                if not self._checked:  # a process that has started here had nothing to stay with
+                    for key in entry.bindings:
+                        self._in_force().check(key)
+                self.problem, self._checked = None, True
                 return
             following = self._build(document.switch(self.book.where))
             try:
-                for key in document.current.bindings:
+                for key in entry.bindings:
                     following.check(key)
+                    if entry.warm:
+                        warm_up(following, key)
             except BaseException:
                 following.close()
                 raise
@@ -237,15 +255,26 @@ class Switchboard:
             raise HubClosed("the hub is closed", hint="Open a new one.")
         return epoch.value
 
-    def _build(self, switch: Switch) -> Runtime:
-        runtime = self._in_force()
-        settings = runtime.settings
-        if self._reread is not None:
-            try:
-                settings = self._reread()
-            except HubError as error:  # a switch must not depend on a file that somebody edits right now
-                logger.warning("the settings could not be read again, those of the start stay: %s", error)
-        return runtime.successor(settings, switch if switch.bindings else None)
+    def _build(self, switch: Switch, *names: str) -> Runtime:
+        """The next epoch, not in use yet; `names` are backends that it must know besides those that are bound."""
+        named = {*names, *(target.backend for targets in switch.bindings.values() for target in targets)}
+        return self._in_force().successor(self._settings_for(named), switch if switch.bindings else None)
+
+    def _settings_for(self, named: set[str]) -> Settings:
+        """The settings of the start, with what the settings file says now of the backends that are switched to.
+
+        So a backend can be added and switched to with no restart, and what else somebody has changed in the file
+        does not come along unproven.
+        """
+        if self._reread is None or not named:
+            return self._settings
+        try:
+            now = self._reread().backends
+        except HubError as error:  # a switch must not depend on a file that somebody edits right now
+            logger.warning("the settings could not be read again, those of the start stay: %s", error)
+            return self._settings
+        fresh = {name: now[name] for name in named if name in now}
+        return msgspec.structs.replace(self._settings, backends={**self._settings.backends, **fresh})
 
     def _publish(self, following: Runtime, document: Document) -> None:
         began = time.monotonic()
@@ -255,6 +284,7 @@ class Switchboard:
             raise HubClosed("the hub is closed", hint="Open a new one.")
         before = self._epochs.publish(epoch)
         self.document, self.problem, self._tried = document, None, document.current.id
+        self._checked = True
         self._tell(
             "published",
             document,
@@ -328,15 +358,18 @@ class Switchboard:
     ) -> Switched:
         """Prove these targets, all of them, and publish the epoch in which they serve.
 
-        `everything` is a backend for all that it offers, where `wanted` names no other. Raises SwitchRefused with what was found, or what keeps the target from being built; then nothing has changed.
+        `everything` is a backend for all that it offers, where `wanted` names no other. Raises SwitchRefused, with what
+        was found, or what keeps `everything` from being loaded; then nothing has changed.
         """
         from llm_hub.proving import prove  # here, because most processes only follow
 
         self._allow()
         with self._proving:
-            self.take_up(self.book.read())
-            base, before = self.document, self._in_force()
-            changes, whole, notes = self._wanted(wanted, everything, base, timeout)
+            base = self.book.read()
+            notes = self._taken_up(base)
+            before = self._in_force()
+            changes, whole, more = self._wanted(wanted, everything, base, timeout)
+            notes += more
             self._tell("proposed", None, bindings=changes, before=base.epoch)
             following = self._build(Switch(bindings=merged(base.current.bindings, changes, whole)))
             try:
@@ -366,6 +399,7 @@ class Switchboard:
                         merged(now.current.bindings, changes, whole),
                         by=who(),
                         drain=drain,
+                        warm=warm,
                         space=record.id if record is not None else now.current.space,
                         proofs=tuple(proofs),
                     )
@@ -378,7 +412,7 @@ class Switchboard:
                         self._publish(following, document)
                     else:  # somebody has switched something else meanwhile
                         following.close()
-                        self.take_up(document)
+                        notes += self._taken_up(document)
             except BaseException as error:
                 following.close()
                 if isinstance(error, HubError):
@@ -394,7 +428,8 @@ class Switchboard:
         from llm_hub.proving import asks_of, offered
 
         notes: list[str] = []
-        scratch = self._build(base.switch(self.book.where))
+        named = [target.backend for targets in wanted.values() for target in targets]
+        scratch = self._build(base.switch(self.book.where), *named, *filter(None, [everything]))
         try:
             changes: dict[str, tuple[Target, ...]] = {}
             if everything is not None:
@@ -417,7 +452,7 @@ class Switchboard:
         self._allow()
 
         def change(now: Document) -> Document:
-            return now.after("reset", {}, by=who(), drain=drain, at_least=self.document.epoch + 1)
+            return now.after("reset", {}, by=who(), drain=drain)
 
         return self._at_once(change, repair=True)
 
@@ -433,11 +468,26 @@ class Switchboard:
             before.append(now)
             return change(now)
 
-        document = self.book.update(noted, repair=repair)
-        self.take_up(document)
+        if self.book.shared:
+            document = self.book.update(noted, repair=repair)
+            notes = self._taken_up(document)
+        else:
+            document, notes = noted(self.book.read()), []
+            self.take_up(document)
+            self.book.update(lambda _: document)
         ours, theirs = document.current.bindings, before[0].current.bindings
         changed = {key: ours.get(key, ()) for key in {*ours, *theirs} if ours.get(key) != theirs.get(key)}
-        return _switched(document, before[0], changed, (), [])
+        return _switched(document, before[0], changed, (), notes)
+
+    def _taken_up(self, document: Document) -> list[str]:
+        """Take it up; a note if this process cannot, which is nothing to those that can."""
+        try:
+            self.take_up(document)
+        except HubClosed:
+            raise
+        except HubError as error:
+            return [f"this process itself cannot take up epoch {document.epoch}: {error}"]
+        return []
 
     def _allow(self) -> None:
         if self.pinned:
