@@ -21,10 +21,13 @@ from llm_hub.manifest import KnownBad, PluginManifest
 if TYPE_CHECKING:
     from llm_hub.engine import EngineBackend
 
-__all__ = ["Arguments", "LangChainPlugin", "LangChainSettings", "Source", "Terms", "from_langchain"]
+__all__ = ["Arguments", "LangChainPlugin", "LangChainSettings", "Placed", "Source", "Terms", "from_langchain"]
 
 Arguments: TypeAlias = Mapping[str, Any] | Callable[[BackendConfig], Mapping[str, Any]]
 """Arguments of a constructor, or how to make them from the configuration of a backend."""
+
+Placed: TypeAlias = str | Callable[[Any], Mapping[str, Any]] | None
+"""Where a class takes an option of a request: its own name for it, the arguments that a value comes to, None for nowhere."""
 
 Source: TypeAlias = Any
 """A chat model or embeddings: the class, `"package.module:Class"`, an object, or a function of (config, model) that makes one."""
@@ -47,7 +50,7 @@ class Terms(msgspec.Struct, frozen=True, kw_only=True):
     features: frozenset[Feature] = frozenset()
     default_url: str | None = None
     arguments: Arguments = {}
-    parameters: Mapping[str, str | Callable[[Any], Mapping[str, Any]]] = {}
+    parameters: Mapping[str, Placed] = {}
     list_models: Callable[[BackendConfig], Iterable[str | ModelInfo]] | None = None
     says_why: bool = True
     workers: int = 32
@@ -63,7 +66,7 @@ def from_langchain(
     default_models: Mapping[Capability, str] | None = None,
     settings: type[msgspec.Struct] = LangChainSettings,
     arguments: Arguments | None = None,
-    parameters: Mapping[str, str | Callable[[Any], Mapping[str, Any]]] | None = None,
+    parameters: Mapping[str, Placed] | None = None,
     list_models: Callable[[BackendConfig], Iterable[str | ModelInfo]] | None = None,
     says_why: bool = True,
     workers: int = 32,
@@ -84,8 +87,9 @@ def from_langchain(
 
     The address, the key and the model of a backend go to the constructor under whatever names the class has for them,
     without its retries: the hub's are enough. `arguments` are further ones (or a function of the `BackendConfig` that
-    makes them) and win over these; the fields of `settings` win over those. `parameters` says what an option of a request
-    is called where that is not found: `{"max_tokens": "num_predict"}`, or a function of the value that gives arguments.
+    makes them) and win over these; the fields of `settings` win over those. `parameters` says where an option of a request
+    goes that is not found by its usual names: `{"max_tokens": "num_predict"}`, a function of the value that gives arguments,
+    or None, so that it is refused: `{"stop": None}` for a class that ignores it.
 
     `list_models` asks the server for its models, which LangChain cannot. `says_why` False: the class never gives a finish
     reason, so that a stream which broke off cannot be told from one that is complete. `workers` calls run at once.
@@ -155,7 +159,7 @@ class LangChainPlugin:
         """What the plugin declares."""
         return self.manifest
 
-    def backend(self, capability: Capability, config: BackendConfig) -> EngineBackend:
+    def backend(self, capability: Capability, config: BackendConfig, context: BuildContext) -> EngineBackend:
         """A backend of this plugin. Imports no LangChain, unless the plugin has."""
         from llm_hub.engine import EngineBackend
         from llm_hub.langchain.foreign_engine import ChatEngine, EmbeddingsEngine
@@ -164,13 +168,13 @@ class LangChainPlugin:
         features = self.terms.features & _EMBEDS if embeds else self.terms.features - _EMBEDS
         make = EmbeddingsEngine if embeds else ChatEngine
         default = self.manifest.default_models.get(capability)
-        engine = make(self.terms, config, capability, features=features, default_model=default)
+        engine = make(self.terms, config, context, capability, features=features, default_model=default)
         return EngineBackend(engine, name=config.name, workers=self.terms.workers, queue=16 * self.terms.workers)
 
 
 def _hook(plugin: LangChainPlugin, capability: Capability) -> Callable[..., Any]:
     def build(config: BackendConfig, context: BuildContext) -> TextBackend | EmbeddingBackend | None:
-        return plugin.backend(capability, config)
+        return plugin.backend(capability, config, context)
 
     build.__name__ = f"llm_hub_{capability}"
     build.__doc__ = f"A backend for {capability}."

@@ -119,8 +119,7 @@ def _arguments(
         arguments["max_retries"] = 0  # `routing.py` is the only place that retries
     if "stream_usage" in known.names:
         arguments["stream_usage"] = True
-    if {"http_client", "http_async_client"} <= known.names:
-        arguments.update(_own_http(config))
+    arguments.update(_own_http(known, config))
     if model is not None:
         arguments[_wanted(known, kind, "model", MODEL, config)] = model
     url = config.base_url(capability) or terms.default_url
@@ -134,18 +133,29 @@ def _arguments(
     return arguments
 
 
-def _own_http(config: BackendConfig) -> dict[str, Any]:
-    """HTTP clients of its own, which can be closed with the backend: these packages share one among all their objects.
-
-    They follow no redirects, and have no deadline but for connecting: all others are the hub's.
+def _own_http(known: Parameters, config: BackendConfig) -> dict[str, Any]:
+    """HTTP clients of its own where the class takes some: they can be closed (packages share one among all their objects
+    otherwise), and do what the hub's own transport does.
     """
+    of_openai = {"http_client", "http_async_client"} <= known.names  # and of those who follow it
+    of_ollama = {"sync_client_kwargs", "async_client_kwargs"} <= known.names
+    if not (of_openai or of_ollama):
+        return {}
     import httpx
 
-    waits = httpx.Timeout(None, connect=config.timeouts.connect)
-    return {
-        "http_client": httpx.Client(timeout=waits, follow_redirects=False),
-        "http_async_client": httpx.AsyncClient(timeout=waits, follow_redirects=False),
+    from llm_hub.langchain.own_http import async_options, sync_options, timeout
+
+    connect = config.timeouts.connect
+    if of_ollama:
+        return {"sync_client_kwargs": sync_options(connect), "async_client_kwargs": async_options(connect)}
+    arguments: dict[str, Any] = {
+        "http_client": httpx.Client(**sync_options(connect)),
+        "http_async_client": httpx.AsyncClient(**async_options(connect)),
     }
+    waits = known.argument(("timeout", "request_timeout"))
+    if waits is not None:
+        arguments[waits] = timeout(connect)
+    return arguments
 
 
 def _wanted(

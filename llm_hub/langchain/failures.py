@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from llm_hub.capabilities import Capability
+from llm_hub.dialect import HttpReply
 from llm_hub.errors import (
     BackendFailed,
     BackendUnreachable,
@@ -18,9 +19,9 @@ from llm_hub.errors import (
     StreamInterrupted,
     UnsupportedFeature,
 )
-from llm_hub.openai_errors import Complaint, classify, complaint, first_words, retry_after
+from llm_hub.openai_errors import Complaint, classify, complaint, first_words, reply_error, retry_after
 
-__all__ = ["broken", "to_error"]
+__all__ = ["broken", "to_error", "was_stale"]
 
 # By the names of the classes: those of httpx, requests, aiohttp, openai, anthropic, botocore and the standard library.
 _UNREACHABLE = {
@@ -105,12 +106,22 @@ def broken(error: HubError, partial: str) -> HubError:
     return made
 
 
+def was_stale(error: BaseException) -> bool:
+    """Had the server closed the connection before a byte of the answer came, as happens to one that was kept too long?"""
+    names = {kind.__name__ for one in _chain(error) for kind in type(one).__mro__}
+    return bool(names & {"RemoteDisconnected", "ServerDisconnectedError"}) or any(
+        "disconnected without sending a response" in str(one) for one in _chain(error)
+    )
+
+
 def _typed(error: BaseException, model: str | None, capability: Capability) -> HubError:
     status = _status(error)
     said = _complaint(error)
     if status is not None or _is_api_error(error):
+        if status is not None and status < 400:
+            return reply_error(HttpReply(status, _headers(error), b""), model=model)
         found = said or Complaint(_words(error))
-        return classify(status, found, model=model, retry_after=_wait(error), capability=capability)
+        return classify(status, found, model=model, retry_after=retry_after(_headers(error)), capability=capability)
     names = {kind.__name__ for one in _chain(error) for kind in type(one).__mro__}
     if names & _UNREACHABLE:
         return BackendUnreachable(f"no connection: {_words(error)}", hint="Is the server running, and base_url right?")
@@ -127,7 +138,9 @@ def _typed(error: BaseException, model: str | None, capability: Capability) -> H
     if "LengthFinishReasonError" in names:
         return ProtocolError("its answer was cut at max_tokens before the JSON was complete", hint="Raise max_tokens.")
     if names & _GARBAGE or (isinstance(error, ValueError | TypeError) and _NOTHING.search(str(error))):
-        return ProtocolError(f"its answer could not be read ({type(error).__name__}): {_words(error)}")
+        document = getattr(error, "doc", None)  # of a JSONDecodeError
+        begins = f"; it begins {first_words(document.encode())}" if isinstance(document, str) and document else ""
+        return ProtocolError(f"its answer could not be read ({type(error).__name__}): {_words(error)}{begins}")
     if isinstance(error, NotImplementedError):
         return UnsupportedFeature(
             f"its class does not implement what it was asked for: {_words(error)}",
@@ -187,9 +200,13 @@ def _json(response: Any) -> Any:
         return None
 
 
-def _wait(error: BaseException) -> float | None:
-    headers = getattr(getattr(error, "response", None), "headers", None)
-    return retry_after({str(name).lower(): value for name, value in headers.items()}) if headers else None
+def _headers(error: BaseException) -> dict[str, str]:
+    """Those of the answer, of whichever error in the chain has kept it; names in lower case."""
+    for one in _chain(error):
+        headers = getattr(getattr(one, "response", None), "headers", None)
+        if headers:
+            return {str(name).lower(): str(value) for name, value in headers.items()}
+    return {}
 
 
 def _words(error: BaseException) -> str:

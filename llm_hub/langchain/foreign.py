@@ -78,6 +78,8 @@ def ask(model: Any, request: ChatRequest, terms: Terms) -> Asked:
         else:
             arguments[name] = value
     if request.stop:
+        if terms.parameters.get("stop", "stop") is None:
+            raise _unplaced(model, "stop")
         arguments["stop"] = list(request.stop)
     if request.tools and request.tool_choice != "none":  # what is not offered cannot be called
         arguments.update(_tools(model, request))
@@ -107,21 +109,19 @@ def _place(
     arguments: dict[str, Any],
 ) -> None:
     """Put an option where the class takes it: a field of a copy of the model, or an argument of the call."""
-    said = terms.parameters.get(name)
+    said = terms.parameters.get(name, "")
     if callable(said):
         placed = dict(said(value))
-    elif said is not None:
+    elif said:
         placed = {said: value}
     else:
-        found = next((one for one in _NAMES[name] if known.field(one) is not None), None)
-        if found is None and name == "reasoning" and isinstance(value, str):
-            found = "reasoning_effort" if known.field("reasoning_effort") is not None else None
+        found = None
+        if said is not None:
+            found = next((one for one in _NAMES[name] if known.field(one) is not None), None)
+            if found is None and name == "reasoning" and isinstance(value, str) and known.field("reasoning_effort"):
+                found = "reasoning_effort"
         if found is None:
-            raise UnsupportedFeature(
-                f"{type(model).__name__} has no parameter for {name}",
-                features=(name,),
-                hint=f"Leave {name} out, or let the plugin say what it is called: from_langchain(..., parameters=...).",
-            )
+            raise _unplaced(model, name)
         placed = {found: value}
     for key, one in placed.items():
         field = known.field(key)
@@ -129,6 +129,14 @@ def _place(
             fields[field] = one
         else:
             arguments[key] = one
+
+
+def _unplaced(model: Any, name: str) -> UnsupportedFeature:
+    return UnsupportedFeature(
+        f"{type(model).__name__} has no parameter for {name}",
+        features=(name,),
+        hint=f"Leave {name} out, or let the plugin say what it is called: from_langchain(..., parameters=...).",
+    )
 
 
 def _message(message: Message) -> BaseMessage:

@@ -6,16 +6,16 @@ they wait; its blocking ones run in the worker thread that asks.
 
 from __future__ import annotations
 
-import socket
 import threading
-import urllib.parse
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
+from llm_hub.addresses import redacted
 from llm_hub.call import Call
 from llm_hub.capabilities import Capability, Feature, ModelInfo, Probe, Rung
-from llm_hub.config import BackendConfig
+from llm_hub.config import BackendConfig, BuildContext
+from llm_hub.dialect import HttpRequest
 from llm_hub.errors import (
     BackendUnreachable,
     Cancelled,
@@ -27,13 +27,17 @@ from llm_hub.errors import (
 )
 from llm_hub.langchain.as_plugin import Source, Terms
 from llm_hub.langchain.construct import check_present, construct, resolve
-from llm_hub.langchain.failures import broken, to_error
+from llm_hub.langchain.failures import broken, to_error, was_stale
 from llm_hub.messages import ChatChunk, ChatRequest, ChatResponse, EmbedRequest, EmbedResponse, Message
 
 if TYPE_CHECKING:
     from llm_hub.langchain.foreign import Asked
 
 __all__ = ["ChatEngine", "EmbeddingsEngine"]
+
+T = TypeVar("T")
+
+_CONTROL_SECONDS = 10.0  # how long a question about health may take
 
 
 class _Engine:
@@ -44,6 +48,7 @@ class _Engine:
         source: Source,
         terms: Terms,
         config: BackendConfig,
+        context: BuildContext,
         capability: Capability,
         *,
         features: frozenset[Feature],
@@ -53,6 +58,7 @@ class _Engine:
         self._source = source
         self._terms = terms
         self._config = config
+        self._port = context.transport.sync_port
         self._capability = capability
         self._features = features
         self._model = config.models.get(capability) or default_model
@@ -106,7 +112,7 @@ class _Engine:
                         hint=f"It has: {', '.join(names)}." if names else None,
                     )
             else:
-                self._connect(call)
+                self._greet(call)
                 detail = "LangChain has no way to ask what is there; probe up to GENERATING to be sure"
             reached = min(rung, Rung.MODEL_PRESENT)
             if rung > Rung.MODEL_PRESENT:
@@ -119,19 +125,19 @@ class _Engine:
             return Probe(rung=reached, wanted=rung, detail=error.message, hint=error.hint)
         return Probe(rung=reached, wanted=rung, detail=detail)
 
-    def _connect(self, call: Call) -> None:
-        """Is anything there at the address, if there is one?"""
-        url = self._config.base_url(self._capability) or self._terms.default_url
-        if url is None:
-            return
-        parts = urllib.parse.urlsplit(url)
-        port = parts.port or (443 if parts.scheme == "https" else 80)
-        try:
-            socket.create_connection((parts.hostname or "", port), timeout=call.timeouts.connect).close()
-        except OSError as error:
-            raise BackendUnreachable(
-                f"no connection to {parts.hostname}:{port}: {error}", hint="Is the server running, and base_url right?"
-            ) from error
+    def _greet(self, call: Call) -> None:
+        """Does anything answer at the address, if there is one? What it says is all the same."""
+        url = self._url
+        if url is not None:
+            from llm_hub.transport import Origin, Send, drive, fetch
+
+            origin = Origin(url)
+            send = Send(origin, HttpRequest("GET", "/"), origin.headers(), self._config.name)
+            drive(fetch(self._port, send, call, ("whole", _CONTROL_SECONDS)))
+
+    @property
+    def _url(self) -> str | None:
+        return self._config.base_url(self._capability) or self._terms.default_url
 
     def _try(self, model: str | None, call: Call) -> None:
         raise NotImplementedError
@@ -139,7 +145,10 @@ class _Engine:
     def _error(self, error: BaseException, model: str | None = None) -> HubError:
         key = self._config.api_key
         secret = key.reveal() if key is not None else None
-        return to_error(error, model=model or self._model, capability=self._capability, secret=secret)
+        made = to_error(error, model=model or self._model, capability=self._capability, secret=secret)
+        if isinstance(made, BackendUnreachable) and self._url is not None and not isinstance(error, HubError):
+            made.message = f"{made.message.rstrip('.')} (at {redacted(self._url)})"
+        return made
 
     def forked(self) -> None:
         """Forget the objects: their connections are the parent's."""
@@ -155,6 +164,31 @@ class _Engine:
             for client in _clients(one):
                 close(client)
         self._made.clear()
+
+
+def _fresh(ask: Callable[[], T], call: Call) -> T:
+    """What it gives; asked once more where a connection that was kept from an earlier call had been closed meanwhile."""
+    try:
+        return ask()
+    except Exception as error:
+        if not (call.repeatable and was_stale(error)) or call.cancelled:
+            raise
+    return ask()
+
+
+def _fresh_stream(start: Callable[[], Iterator[Any]], call: Call) -> Iterator[Any]:
+    """`_fresh` for a stream, of which only the beginning may be tried again."""
+    chunks = start()
+    try:
+        first = next(chunks, None)
+    except Exception as error:
+        if not (call.repeatable and was_stale(error)) or call.cancelled:
+            raise
+        chunks = start()
+        first = next(chunks, None)
+    if first is not None:
+        yield first
+        yield from chunks
 
 
 def _clients(made: Any) -> Iterator[Any]:
@@ -173,12 +207,13 @@ class ChatEngine(_Engine):
         self,
         terms: Terms,
         config: BackendConfig,
+        context: BuildContext,
         capability: Capability,
         *,
         features: frozenset[Feature],
         default_model: str | None,
     ) -> None:
-        super().__init__(terms.chat, terms, config, capability, features=features, default_model=default_model)
+        super().__init__(terms.chat, terms, config, context, capability, features=features, default_model=default_model)
 
     def chat(self, request: ChatRequest, call: Call) -> ChatResponse:
         """The whole answer."""
@@ -187,10 +222,13 @@ class ChatEngine(_Engine):
 
         try:
             asked = ask(self._object(request.model), request, self._terms)
-            if _own(asked.model, "_agenerate"):
-                result = run(lambda: asked.model.agenerate([asked.messages], **asked.arguments), call)
-            else:
-                result = asked.model.generate([asked.messages], **asked.arguments)
+
+            def once() -> Any:
+                if _own(asked.model, "_agenerate"):
+                    return run(lambda: asked.model.agenerate([asked.messages], **asked.arguments), call)
+                return asked.model.generate([asked.messages], **asked.arguments)
+
+            result = _fresh(once, call)
             return whole(result.generations[0], request, self._terms)
         except Exception as error:
             raise self._error(error, request.model) from error
@@ -205,7 +243,7 @@ class ChatEngine(_Engine):
             if request.n > 1:
                 yield from _in_one_piece(self.chat(request, call))
                 return
-            for chunk in _chunks(asked, call):
+            for chunk in _fresh_stream(lambda: _chunks(asked, call), call):
                 piece = gathered.feed(chunk)
                 if piece is not None:
                     yield piece
@@ -292,12 +330,15 @@ class EmbeddingsEngine(_Engine):
         self,
         terms: Terms,
         config: BackendConfig,
+        context: BuildContext,
         capability: Capability,
         *,
         features: frozenset[Feature],
         default_model: str | None,
     ) -> None:
-        super().__init__(terms.embeddings, terms, config, capability, features=features, default_model=default_model)
+        super().__init__(
+            terms.embeddings, terms, config, context, capability, features=features, default_model=default_model
+        )
 
     def embed(self, request: EmbedRequest, call: Call) -> EmbedResponse:
         """One vector a text, in their order."""
@@ -317,7 +358,7 @@ class EmbeddingsEngine(_Engine):
 
         try:
             model = embeds_as(self._object(request.model), request.dimensions, self._terms)
-            vectors = self._vectors(model, request, call)
+            vectors = _fresh(lambda: self._vectors(model, request, call), call)
         except Exception as error:
             raise self._error(error, request.model) from error
         return EmbedResponse(
