@@ -18,6 +18,8 @@ class Requirements(TextRequirements):
     options = {"timeouts": {"connect": 0.3}}  # its clients have the deadline of the settings, not that of a call
     lists_models = False  # LangChain has no way to ask
     sends_key = False
+    reasoning_model = "hub-test-vlm-think"
+    known_limits = {"text.context-overflow": "Ollama cuts in silence, and ChatOllama has no way to keep it from that"}
 
     def server(self) -> FakeOllama:
         return FakeOllama()

@@ -16,7 +16,7 @@ from llm_hub.config import BackendConfig
 from llm_hub.errors import ConfigurationError, SettingsError
 from llm_hub.langchain.as_plugin import Source, Terms
 
-__all__ = ["Parameters", "check_present", "construct", "resolve"]
+__all__ = ["MODEL", "Parameters", "check_present", "construct", "resolve"]
 
 MODEL = ("model", "model_name", "model_id", "repo_id")
 _BASE_URL = ("base_url", "api_base", "endpoint", "endpoint_url", "azure_endpoint", "server_url", "inference_server_url")

@@ -6,6 +6,7 @@ they wait; its blocking ones run in the worker thread that asks.
 
 from __future__ import annotations
 
+import inspect
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from functools import partial
@@ -26,7 +27,7 @@ from llm_hub.errors import (
     UnsupportedFeature,
 )
 from llm_hub.langchain.as_plugin import Source, Terms
-from llm_hub.langchain.construct import check_present, construct, resolve
+from llm_hub.langchain.construct import MODEL, Parameters, check_present, construct, resolve
 from llm_hub.langchain.failures import broken, to_error, was_stale
 from llm_hub.messages import ChatChunk, ChatRequest, ChatResponse, EmbedRequest, EmbedResponse, Message
 
@@ -76,6 +77,8 @@ class _Engine:
 
     def _object(self, model: str | None) -> Any:
         name = model or self._model
+        if name is not None and name == self._itself():
+            name = None
         made = self._made.get(name)
         if made is None:
             with self._lock:
@@ -93,7 +96,16 @@ class _Engine:
             except Exception as error:
                 raise self._error(error) from error
             return tuple(one if isinstance(one, ModelInfo) else ModelInfo(name=one) for one in listed)
-        return () if self._model is None else (ModelInfo(name=self._model),)
+        name = self._model or self._itself()
+        return () if name is None else (ModelInfo(name=name),)
+
+    def _itself(self) -> str | None:
+        """The name of an object that is its own model: its class has no parameter for another."""
+        source = resolve(self._source)
+        kind = source if isinstance(source, type) else type(source)
+        if inspect.isfunction(source) or Parameters(kind).argument(MODEL) is not None:
+            return None
+        return str(kind.__name__)
 
     def probe(self, rung: Rung, model: str | None, call: Call) -> Probe:
         """The lower rungs as far as they can be seen, the upper ones by asking something."""
@@ -268,8 +280,6 @@ class ChatEngine(_Engine):
         return StreamInterrupted(message, partial=text, hint=hint) if produced else ProtocolError(message, hint=hint)
 
     def _try(self, model: str | None, call: Call) -> None:
-        from llm_hub.langchain.construct import Parameters
-
         named = "max_tokens" in self._terms.parameters
         known = named or Parameters(type(self._object(model))).field("max_tokens") is not None
         message = Message(role="user", content="ping")
@@ -385,7 +395,9 @@ class EmbeddingsEngine(_Engine):
         return vectors
 
     def _try(self, model: str | None, call: Call) -> None:
-        self.embed(EmbedRequest(texts=("ping",), model=model), call)
+        from llm_hub.vectors import check_vectors
+
+        check_vectors(self.embed(EmbedRequest(texts=("ping",), model=model), call), 1)
 
 
 def _own_embeddings(model: Any, method: str) -> bool:

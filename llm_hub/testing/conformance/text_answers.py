@@ -160,7 +160,7 @@ def stop(bench: TextBench) -> None:
     wanted = bench.requirements.stop
     for way in bench.ways:
         for stops in ((wanted,), ("never-said", wanted)):
-            ended = _asked(bench, way, bench.requirements.long, stop=stops, max_tokens=200)
+            ended = _asked(bench, way, bench.requirements.long, stop=stops, at_most=200)
             if not bench.requirements.stops:
                 ended.raised(UnsupportedFeature)
                 continue
@@ -186,7 +186,7 @@ def usage(bench: TextBench) -> None:
     told = {}
     for way in bench.ways:
         short = _asked(bench, way).given().usage
-        long = _asked(bench, way, f"{bench.requirements.long}", max_tokens=40).given().usage
+        long = _asked(bench, way, f"{bench.requirements.long}", at_most=40).given().usage
         for name, one in (("short", short), ("long", long)):
             expect(one.prompt_tokens, f"{way} told {one.prompt_tokens!r} prompt tokens for a {name} exchange")
             expect(

@@ -96,25 +96,30 @@ class TextBench(Bench[TextRequirements]):
     ways = ("chat", "achat", "stream", "astream")
     streams = ("stream", "astream")
 
-    def request(self, prompt: Prompt | None = None, **fields: Any) -> ChatRequest:
-        """A request to the bench's model, at temperature 0 unless told otherwise."""
+    def request(self, prompt: Prompt | None = None, *, at_most: int | None = None, **fields: Any) -> ChatRequest:
+        """A request to the bench's model, at temperature 0 unless told otherwise. `at_most` tokens, if it keeps to a number."""
+        if at_most is not None and self.requirements.max_tokens:
+            fields["max_tokens"] = at_most
         chosen = self.requirements.short if prompt is None else prompt
         messages = (Message(role="user", content=chosen),) if isinstance(chosen, str) else tuple(chosen)
         return ChatRequest(messages=messages, **{"model": self.model, "temperature": 0.0, **fields})
 
     def perform(self, way: str, call: Call, *, model: str | None = None, text: str | None = None) -> ChatResponse:
         """Ask the short question, or what `text` says."""
-        return self.ask(way, self.request(text, **({} if model is None else {"model": model})), call)
+        return self.ask(way, self._plain(text, model), call)
 
     async def aperform(
         self, way: str, call: Call, *, model: str | None = None, text: str | None = None
     ) -> ChatResponse:
         """`perform`, for achat and astream."""
-        request = self.request(text, **({} if model is None else {"model": model}))
+        request = self._plain(text, model)
         if way == "achat":
             response: ChatResponse = await self.backend.achat(request, call)
             return response
         return collect([chunk async for chunk in self.backend.astream(request, call)])
+
+    def _plain(self, text: str | None, model: str | None) -> ChatRequest:
+        return self.request(text) if model is None else self.request(text, model=model)
 
     def perform_long(self, way: str, call: Call) -> ChatResponse:
         """Ask the long question."""

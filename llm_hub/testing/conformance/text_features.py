@@ -340,7 +340,7 @@ def effort(bench: TextBench) -> None:
 def logprobs(bench: TextBench) -> None:
     """With two alternatives."""
     for way in bench.ways:
-        response = _ask(bench, way, bench.requirements.short, logprobs=True, top_logprobs=2, max_tokens=5)
+        response = _ask(bench, way, bench.requirements.short, logprobs=True, top_logprobs=2, at_most=5)
         found = response.choices[0].logprobs
         expect(found, f"{way} gave no log probabilities")
         tokens = found or ()
@@ -361,7 +361,7 @@ def seed(bench: TextBench) -> None:
     for way in bench.ways:
         count = len(bench.server.requests) if bench.server is not None else 0
         first, second = (
-            _ask(bench, way, "Tell me a joke.", temperature=1.0, seed=7919, max_tokens=24).text for _ in range(2)
+            _ask(bench, way, "Tell me a joke.", temperature=1.0, seed=7919, at_most=24).text for _ in range(2)
         )
         expect(first == second, f"{way} with one seed said {first!r} and then {second!r}")
         if bench.server is not None:

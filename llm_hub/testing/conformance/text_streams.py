@@ -29,7 +29,7 @@ _ENDED = (
 
 def _long(bench: TextBench, way: str, **fields: Any) -> Told:
     """The long answer, streamed."""
-    request = bench.request(bench.requirements.long, max_tokens=200, **fields)
+    request = bench.request(bench.requirements.long, at_most=200, **fields)
     return patiently(lambda: bench.told(way, request), way)
 
 
@@ -48,7 +48,7 @@ def _tried(bench: TextBench, way: str, call: Any = None) -> Told:
 )
 def pieces(bench: TextBench) -> None:
     """The long answer, streamed and whole."""
-    whole = bench.ask("chat", bench.request(bench.requirements.long, max_tokens=200))
+    whole = bench.ask("chat", bench.request(bench.requirements.long, at_most=200))
     for way in bench.streams:
         told = _long(bench, way)
         if told.error is not None:
@@ -99,7 +99,7 @@ def arrives(bench: TextBench) -> None:
 
 def _times(bench: TextBench, way: str) -> tuple[float, float]:
     times: list[float] = []
-    request = bench.request(bench.requirements.long, max_tokens=200)
+    request = bench.request(bench.requirements.long, at_most=200)
     if way == "stream":
         stream = bench.backend.stream(request, bench.call())
         times.extend(time.monotonic() for chunk in stream if chunk.has_content)
@@ -467,10 +467,10 @@ def mixed(bench: TextBench) -> None:
         prompts = [bench.requirements.long, bench.requirements.short]
     else:
         prompts = ["Count from 1 to 20.", "Count from 1 to 30."]
-    alone = [bench.ask("chat", bench.request(prompt, max_tokens=120)).text for prompt in prompts]
+    alone = [bench.ask("chat", bench.request(prompt, at_most=120)).text for prompt in prompts]
 
     def in_turn() -> list[str]:
-        streams = [iter(bench.backend.stream(bench.request(one, max_tokens=120), bench.call())) for one in prompts]
+        streams = [iter(bench.backend.stream(bench.request(one, at_most=120), bench.call())) for one in prompts]
         texts = ["" for _ in streams]
         going = set(range(len(streams)))
         while going:
@@ -484,7 +484,7 @@ def mixed(bench: TextBench) -> None:
 
     async def at_once() -> list[str]:
         async def one(prompt: str) -> str:
-            stream = bench.backend.astream(bench.request(prompt, max_tokens=120), bench.call())
+            stream = bench.backend.astream(bench.request(prompt, at_most=120), bench.call())
             return "".join([chunk.text async for chunk in stream])
 
         return list(await asyncio.gather(*map(one, prompts)))
