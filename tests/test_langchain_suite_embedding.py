@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from llm_hub import Feature, from_langchain
+from llm_hub import from_langchain
 from llm_hub.testing import FakeOllama
 from llm_hub.testing.embedding import *  # noqa: F403
 from llm_hub.testing.embedding import EmbeddingRequirements
