@@ -161,11 +161,14 @@ def conformance(request: pytest.FixtureRequest, _conformance_benches: Callable[[
 
     def hold(rule: Any) -> None:
         __tracebackhide__ = True
+        import msgspec
+
         from llm_hub.testing.conformance import Outcome, check_rule
 
         suite = request.function.conformance_suite
         finding = check_rule(_conformance_benches(suite), rule)
-        request.node.user_properties.append(("conformance", finding))
+        # Plain data: pytest-xdist sends it to another process.
+        request.node.user_properties.append(("conformance", msgspec.to_builtins(finding)))
         if finding.outcome is Outcome.SKIPPED:
             pytest.skip(finding.seen)
         if finding.outcome is Outcome.KNOWN:
@@ -216,8 +219,8 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
     notes = []
     for report in terminalreporter.getreports("passed"):
         for name, finding in getattr(report, "user_properties", ()):
-            if name == "conformance" and str(finding.outcome) in ("undeclared", "mended"):
-                notes.append(f"{report.nodeid.partition('::')[0]}: {finding.rule}: {finding.seen}")
+            if name == "conformance" and finding["outcome"] in ("undeclared", "mended"):
+                notes.append(f"{report.nodeid.partition('::')[0]}: {finding['rule']}: {finding['seen']}")
     if notes:
         terminalreporter.section("conformance: declared and done disagree")
         for note in dict.fromkeys(notes):
