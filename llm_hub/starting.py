@@ -20,7 +20,7 @@ from llm_hub.launch import API_KEY, Devices, LaunchSpec
 if TYPE_CHECKING:
     from llm_hub.runtime import Runtime
 
-__all__ = ["NotStarted", "Startable", "environment", "expanded", "free_port", "startable", "taken"]
+__all__ = ["NotStarted", "Startable", "described", "environment", "expanded", "free_port", "startable", "taken"]
 
 _REFERENCE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
 
@@ -64,7 +64,7 @@ def startable(
     of a backend that was asked for by name.
     """
     wanted = tuple(dict.fromkeys(only))
-    names = wanted or tuple(runtime.settings.backends)
+    names = wanted or described(runtime)
     found: list[Startable] = []
     others: list[NotStarted] = []
     for name in names:
@@ -82,6 +82,16 @@ def startable(
             found.append(outcome)
     _check_addresses(found)
     return tuple(found), tuple(others)
+
+
+def described(runtime: Runtime) -> tuple[str, ...]:
+    """The backends that the settings describe. One of which a variable says no more than its key is not among them."""
+    settings = runtime.settings
+    return tuple(
+        name
+        for name, config in settings.backends.items()
+        if config.models or config.base_urls or not (settings.source("backends", name) or "").isidentifier()
+    )
 
 
 def _one(runtime: Runtime, name: str, devices: Devices) -> Startable | NotStarted:

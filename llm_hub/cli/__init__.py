@@ -12,6 +12,7 @@ __all__ = ["main"]
 
 _COMMANDS = {
     "ask": "Ask a question; the answer is streamed.",
+    "compose": "Print a Docker Compose file for the whole stack.",
     "doctor": "Check settings, plugins and backends, and say how to mend them.",
     "embed": "Embed texts: show or print their vectors.",
     "explain": "Say what would serve a capability, by which rule, and why nothing else.",

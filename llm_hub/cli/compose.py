@@ -1,0 +1,92 @@
+"""`llm-hub compose`: a Docker Compose file for the whole stack."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from llm_hub.cli.common import given_config, guarded_output, shown
+
+if TYPE_CHECKING:
+    from llm_hub.gpu import Inventory
+
+__all__ = ["command"]
+
+
+@click.command("compose")
+@click.option("-o", "--output", type=click.Path(dir_okay=False), help="Write this file, in place of standard output.")
+@click.option("--check", type=click.Path(dir_okay=False), help="Compare with this file, and exit with 1 if it differs.")
+@click.option("--elsewhere", is_flag=True, help="For another machine: GPUs are named as they are written.")
+@click.pass_context
+def command(ctx: click.Context, *, output: str | None, check: str | None, elsewhere: bool) -> None:
+    """Print a Docker Compose file: the backends on their GPUs, your own services, and health checks.
+
+    GPUs are named by UUID where this machine has them. Backends are reached by the services alone. Keys stay in the environment
+    of whoever runs Compose. Paths are relative to the folder of the file, or to this one.
+    """
+    if output is not None and check is not None:
+        raise click.UsageError("--output and --check do not go together")
+    target = output or check
+    text = _made(Path(target).parent if target is not None else Path(), elsewhere=elsewhere)
+    if check is not None:
+        there = Path(check).read_text("utf-8") if Path(check).is_file() else ""
+        if there == text:
+            return
+        shown(_difference(there, text, check))
+        shown(f"{check} is not what these settings make: llm-hub compose{_flags(elsewhere)} -o {check}")
+        ctx.exit(1)
+    if output is not None:
+        new = Path(f"{output}.new")
+        new.write_text(text, "utf-8")
+        new.replace(output)
+    else:
+        sys.stdout.write(text)
+
+
+def _made(folder: Path, *, elsewhere: bool) -> str:
+    """The text of the file, for a folder."""
+    from llm_hub.compose import contained, mounted, render
+    from llm_hub.gpu import Inventory, read_inventory, resolve
+    from llm_hub.hub import Hub
+
+    config = given_config()
+    with Hub.from_env(_environ(config), config=config) as hub, guarded_output():
+        runtime = hub.runtime
+        inventory: Inventory = Inventory() if elsewhere else read_inventory()
+        placements = resolve(runtime.settings.assignments, inventory)
+        devices = {name: one.devices for name, one in placements.items()}
+        path = runtime.settings.config_path
+        stack = contained(runtime, devices=devices, config=None if path is None else mounted(path, folder))
+    name = "" if path is None or Path(path).name == "llm-hub.toml" else f" --config {Path(path).name}"
+    return render(stack, command=f"llm-hub{name} compose{_flags(elsewhere)}")
+
+
+def _environ(config: str | None) -> dict[str, str]:
+    """The environment, with something in place of the keys that are not set: only their names are needed here."""
+    from llm_hub.compose import placeholders
+    from llm_hub.settings_environment import read_hub
+    from llm_hub.settings_file import Found, find, read
+
+    environ = dict(os.environ)
+    named = Found(config, "--config") if config is not None else read_hub(environ).get(("config",))
+    path, name, _ = find(named)
+    if path is not None:
+        environ.update(dict.fromkeys(placeholders(read(path, name), environ), "not-set-here"))
+    return environ
+
+
+def _flags(elsewhere: bool) -> str:  # noqa: FBT001 (private)
+    return " --elsewhere" if elsewhere else ""
+
+
+def _difference(there: str, made: str, name: str) -> str:
+    import difflib
+
+    lines = difflib.unified_diff(
+        there.splitlines(), made.splitlines(), name, "what the settings make", lineterm="", n=1
+    )
+    return "\n".join(list(lines)[:40])
