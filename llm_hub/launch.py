@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Literal
 
 import msgspec
 
-__all__ = ["API_KEY", "Container", "Device", "Devices", "LaunchSpec", "Volume"]
+__all__ = ["API_KEY", "Container", "Device", "Devices", "GpuNeeds", "LaunchSpec", "Volume"]
 
 API_KEY = "${API_KEY}"
 """Stands in an environment for the key of the backend. No description holds the key itself, nor is it ever in a command."""
@@ -87,6 +88,28 @@ class Container(msgspec.Struct, frozen=True, kw_only=True):
     shared_memory: str | None = None
 
 
+class GpuNeeds(msgspec.Struct, frozen=True, kw_only=True):
+    """What the process asks of its GPUs, for the plan to check.
+
+    `share`: of each GPU's memory, in (0, 1], what it takes when it starts, whatever its model needs; it does not start where less
+    is free. None: what its models need. `split`: over several GPUs either the heads of the model are divided ("tensor") or its
+    layers. `tensor_parallel` is the number of parts then, and `gpus` how many GPUs the command makes use of; None: any number.
+    `models` are what is loaded, as the server finds it: files, folders, names. `context`: tokens of one call, and at most what the
+    model was trained for; None: just that. `parallel`: calls at once whose tokens are kept. `kv_bytes`: bytes of a number
+    in the cache of keys and values. `on_cpu`: its settings keep it off the GPU.
+    """
+
+    share: float | None = None
+    split: Literal["tensor", "layers"] = "layers"
+    tensor_parallel: int = 1
+    gpus: int | None = None
+    models: tuple[str, ...] = ()
+    context: int | None = None
+    parallel: int = 1
+    kv_bytes: float = 2.0
+    on_cpu: bool = False
+
+
 class LaunchSpec(msgspec.Struct, frozen=True, kw_only=True):
     """How to run one backend as a process of its own. Made by a plugin's `llm_hub_launch`, without any I/O.
 
@@ -95,7 +118,8 @@ class LaunchSpec(msgspec.Struct, frozen=True, kw_only=True):
     operator as "${NAME}". `health_path` answers 200 once it lives. `models` must be there to serve, `fetch` are commands
     that get them. `drain` is how long it lets calls end that run when it is told to stop, `stop_grace` how long to wait
     before it is killed (longer than `drain`), `start_timeout` how long it may take until its model is in memory; all in
-    seconds. `notes` are for the operator. What the GPUs need is not the plugin's concern: see `Devices.environment`.
+    seconds. `notes` are for the operator. `needs` is what it asks of its GPUs; how it is made to see them is not the plugin's
+    concern: see `Devices.environment`.
     """
 
     command: tuple[str, ...]
@@ -109,6 +133,7 @@ class LaunchSpec(msgspec.Struct, frozen=True, kw_only=True):
     stop_grace: float = 10.0
     start_timeout: float = 120.0
     notes: tuple[str, ...] = ()
+    needs: GpuNeeds = GpuNeeds()
 
     def listening(self, host: str, port: int) -> LaunchSpec:
         """The same with a place to listen on."""

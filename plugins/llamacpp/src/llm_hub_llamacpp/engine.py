@@ -17,10 +17,10 @@ from llm_hub.capabilities import Capability, Feature, ModelInfo, Probe, Rung
 from llm_hub.config import Progress
 from llm_hub.errors import BackendFailed, HubError, InvalidRequest, ModelNotFound, ProtocolError
 from llm_hub.forced_calls import ForcedCalls, is_forced
+from llm_hub.gguf import Header
 from llm_hub.messages import ChatChunk, ChatRequest, Message
 from llm_hub.openai_decoding import ChunkStream
 from llm_hub.openai_dialect import classify_error
-from llm_hub_llamacpp.gguf import Header
 from llm_hub_llamacpp.loading import Loaded, Plan, abandon_all, load, make_plan
 from llm_hub_llamacpp.naming import ALIASES, canonical_name, installed_models
 from llm_hub_llamacpp.requests import FEATURES, encode

@@ -9,8 +9,8 @@ from pathlib import Path
 from llm_hub.capabilities import Capability
 from llm_hub.config import BackendConfig
 from llm_hub.errors import SettingsError
-from llm_hub.launch import API_KEY, Container, Devices, LaunchSpec, Volume
-from llm_hub_llamacpp.settings import DEFAULT_MODEL, LlamaCppSettings
+from llm_hub.launch import API_KEY, Container, Devices, GpuNeeds, LaunchSpec, Volume
+from llm_hub_llamacpp.settings import DEFAULT_CONTEXT, DEFAULT_MODEL, LlamaCppSettings
 
 __all__ = ["launch"]
 
@@ -37,6 +37,12 @@ def launch(config: BackendConfig, settings: LlamaCppSettings, devices: Devices) 
         stop_grace=grace + 5,
         start_timeout=settings.launch.start_timeout,
         notes=_notes(devices),
+        needs=GpuNeeds(
+            models=(model,) if settings.mmproj is None else (model, settings.mmproj),
+            context=settings.n_ctx or DEFAULT_CONTEXT,
+            parallel=settings.n_parallel,
+            on_cpu=settings.n_gpu_layers == 0,
+        ),
     )
 
 

@@ -19,13 +19,12 @@ from typing import Any
 import msgspec
 
 from llm_hub.errors import BackendFailed, SettingsError
-from llm_hub_llamacpp.gguf import Header, read_header
+from llm_hub.gguf import Header, read_header
 from llm_hub_llamacpp.naming import find_model
-from llm_hub_llamacpp.settings import LlamaCppSettings, available_cpus
+from llm_hub_llamacpp.settings import DEFAULT_CONTEXT, LlamaCppSettings, available_cpus
 
 __all__ = ["Loaded", "Plan", "abandon_all", "first_complaint", "load", "make_plan", "parameters", "reason_of_failure"]
 
-_DEFAULT_CONTEXT = 4096
 _PIECE = 8 << 20  # bytes that are read at once
 _AUTOPSY_SECONDS = 60.0
 _LONGEST_FOLDER = 70  # a socket's path may have 103 bytes (macOS) or 107 (Linux)
@@ -63,7 +62,7 @@ def make_plan(name: str, settings: LlamaCppSettings) -> tuple[Plan, Header]:
             hint="Set it as mmproj, and name the model it belongs to.",
         )
     trained = header.context_length
-    context = settings.n_ctx or min(_DEFAULT_CONTEXT, trained or _DEFAULT_CONTEXT)
+    context = settings.n_ctx or min(DEFAULT_CONTEXT, trained or DEFAULT_CONTEXT)
     if trained is not None and context > trained:
         raise SettingsError(
             f"n_ctx is {context}, and {name!r} was trained for a context of {trained} tokens",

@@ -6,13 +6,13 @@ A model is named by the path of its file, by the package that its weights come i
 
 from __future__ import annotations
 
-import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
 from llm_hub.errors import ModelNotFound
+from llm_hub.hub_cache import hub_caches, snapshot_of
 from llm_hub_llamacpp.settings import DEFAULT_MODEL
 
 __all__ = ["ALIASES", "INSTALL_DEFAULT", "canonical_name", "find_model", "installed_models"]
@@ -62,10 +62,10 @@ def find_model(name: str, *, what: str = "model") -> Path:
 def installed_models() -> list[str]:
     """The names of the models in packages and caches, the default one first."""
     names = [name for name in _PACKAGES if _package_file(name) is not None]
-    for cache in _hub_caches():
+    for cache in hub_caches():
         for repo in sorted(cache.glob("models--*--*")):
             org, _, rest = repo.name.removeprefix("models--").partition("--")
-            files = _models_in(_snapshot(repo))
+            files = _models_in(snapshot_of(repo))
             whole = f"{org}/{rest}"
             names += [whole] if len(files) == 1 else [f"{whole}/{_inside(file, repo)}" for file in files]
     return names
@@ -100,40 +100,17 @@ def _in_package(name: str) -> Path:
 # -- caches of model hubs ---------------------------------------------------------------------------------------------
 
 
-def _hub_caches() -> Iterator[Path]:
-    """The cache of the Hugging Face clients (huggingface_hub, llama.cpp), by the variables that they read."""
-    environ = os.environ
-    for variable in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"):
-        if environ.get(variable):
-            yield Path(environ[variable]).expanduser()
-            return
-    home = environ.get("HF_HOME") or Path(environ.get("XDG_CACHE_HOME") or "~/.cache", "huggingface")
-    yield Path(home).expanduser() / "hub"
-
-
-def _snapshot(repo: Path) -> Path:
-    """The version of a repository that `main` means, else the newest there is."""
-    try:
-        main = repo / "snapshots" / (repo / "refs" / "main").read_text("ascii").strip()
-        if main.is_dir():
-            return main
-    except (OSError, UnicodeDecodeError):
-        pass  # fetched by commit
-    versions = sorted((repo / "snapshots").glob("*"), key=lambda version: version.stat().st_mtime)
-    return versions[-1] if versions else repo / "snapshots"
-
-
 def _inside(file: Path, repo: Path) -> str:
-    return file.relative_to(_snapshot(repo)).as_posix()
+    return file.relative_to(snapshot_of(repo)).as_posix()
 
 
 def _in_cache(name: str, match: re.Match[str]) -> Path:
     org, repo, file, tag = match.group("org", "repo", "file", "tag")
-    for cache in _hub_caches():
+    for cache in hub_caches():
         folder = cache / f"models--{org}--{repo}"
         if not folder.is_dir():
             continue
-        snapshot = _snapshot(folder)
+        snapshot = snapshot_of(folder)
         if file is not None:
             if (snapshot / file).is_file():
                 return _first_shard(snapshot / file)

@@ -9,10 +9,10 @@ import msgspec
 from llm_hub.capabilities import Feature
 from llm_hub.errors import InvalidRequest, UnsupportedFeature
 from llm_hub.forced_calls import call_schema
+from llm_hub.gguf import Header
 from llm_hub.messages import ChatRequest, Message, ResponseFormat
 from llm_hub.openai_dialect import encode_body
 from llm_hub.openai_encoding import to_json
-from llm_hub_llamacpp.gguf import Header
 from llm_hub_llamacpp.schemas import check_grammar, check_schema, check_sound
 from llm_hub_llamacpp.settings import LlamaCppSettings, Profile
 

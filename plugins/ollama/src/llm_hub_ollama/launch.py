@@ -6,13 +6,15 @@ import shlex
 
 from llm_hub.config import BackendConfig
 from llm_hub.errors import SettingsError
-from llm_hub.launch import Container, Devices, LaunchSpec, Volume
+from llm_hub.launch import Container, Devices, GpuNeeds, LaunchSpec, Volume
 from llm_hub_ollama.settings import OllamaSettings
 
 __all__ = ["launch"]
 
 
 _PORT = 11434
+_GIB = 1 << 30
+_KV_BYTES = {"f32": 4.0, "f16": 2.0, "q8_0": 34 / 32, "q4_0": 18 / 32}  # bytes of a block, and its numbers
 
 
 def launch(config: BackendConfig, settings: OllamaSettings, devices: Devices) -> LaunchSpec:
@@ -65,7 +67,20 @@ def launch(config: BackendConfig, settings: OllamaSettings, devices: Devices) ->
         stop_grace=how.drain + 10,
         start_timeout=how.start_timeout,
         notes=tuple(notes),
+        needs=GpuNeeds(
+            models=models,
+            context=settings.num_ctx or _default_context(devices),
+            parallel=how.num_parallel or 1,
+            kv_bytes=_KV_BYTES.get(how.kv_cache_type or "f16", 2.0),
+            on_cpu=settings.num_gpu == 0,
+        ),
     )
+
+
+def _default_context(devices: Devices) -> int:
+    """The context for which nothing is set, by the memory of all its GPUs (server/routes.go of Ollama)."""
+    total = sum(gpu.total or 0 for gpu in devices.gpus)
+    return 262144 if total >= 47 * _GIB else 32768 if total >= 23 * _GIB else 4096
 
 
 def _duration(keep_alive: float | str) -> str:

@@ -7,13 +7,15 @@ import json
 from llm_hub.capabilities import Capability
 from llm_hub.config import BackendConfig
 from llm_hub.errors import SettingsError
-from llm_hub.launch import API_KEY, Container, Devices, LaunchSpec, Volume
+from llm_hub.launch import API_KEY, Container, Devices, GpuNeeds, LaunchSpec, Volume
 from llm_hub_vllm.settings import VLLMSettings
 
 __all__ = ["launch"]
 
 
 _PORT = 8000
+_SCALES = {"k": 1000, "K": 1024, "m": 10**6, "M": 1 << 20}  # human_readable_int of vllm/engine/arg_utils.py
+_DEFAULT_SHARE = 0.92  # gpu_memory_utilization of vllm/config/cache.py
 
 
 def launch(config: BackendConfig, settings: VLLMSettings, devices: Devices) -> LaunchSpec:
@@ -50,6 +52,7 @@ def launch(config: BackendConfig, settings: VLLMSettings, devices: Devices) -> L
         drain=how.drain,
         stop_grace=how.drain + 15,
         start_timeout=how.start_timeout,
+        needs=_needs(settings, options, weights),
         notes=(
             ()
             if config.api_key is not None
@@ -104,6 +107,38 @@ def _options(config: BackendConfig, settings: VLLMSettings, devices: Devices, mo
         options += ["--limit-mm-per-prompt", json.dumps({"image": how.max_images}, separators=(",", ":"))]
     options += ["--shutdown-timeout", f"{how.drain:.0f}"]
     return [*options, *how.args]
+
+
+def _needs(settings: VLLMSettings, options: list[str], weights: str) -> GpuNeeds:
+    """Read from the command itself, because `args` may say otherwise than the plan: the last one counts."""
+    tensor = int(_number(options, 1, "--tensor-parallel-size", "-tp"))
+    pipeline = int(_number(options, 1, "--pipeline-parallel-size", "-pp"))
+    data = int(_number(options, 1, "--data-parallel-size", "-dp"))
+    length = _number(options, 0, "--max-model-len")
+    return GpuNeeds(
+        share=_number(options, _DEFAULT_SHARE, "--gpu-memory-utilization"),
+        split="tensor",
+        tensor_parallel=tensor,
+        gpus=tensor * pipeline * data,
+        models=(weights,),
+        context=int(length) or None,
+        kv_bytes=1.0 if (settings.launch.kv_cache_dtype or "").startswith("fp8") else 2.0,
+    )
+
+
+def _number(options: list[str], default: float, *names: str) -> float:
+    """The value of an option, `--name 2`, `--name=2` or `--name 32k`; the default where it is not there, or is no number."""
+    found = default
+    for at, word in enumerate(options):
+        name, given, value = word.partition("=")
+        if name in names and (given or at + 1 < len(options)):
+            text = value if given else options[at + 1]
+            scale = _SCALES.get(text[-1:], 1)
+            try:
+                found = float(text[:-1] if scale > 1 else text) * scale
+            except ValueError:
+                found = default  # vLLM itself says what is wrong with it
+    return found
 
 
 def _share(config: BackendConfig, devices: Devices) -> float | None:

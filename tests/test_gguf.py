@@ -12,7 +12,21 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from llm_hub.errors import BackendFailed
-from llm_hub_llamacpp.gguf import Header, read_header
+from llm_hub.gguf import Header, read_header
+
+MODELS = Path(__file__).parent / "data" / "models" / "hub-test-vlm"
+
+
+@pytest.fixture(scope="session")
+def tiny() -> Path:
+    """The file of hub-test-vlm."""
+    return MODELS / "hub-test-vlm-f16.gguf"
+
+
+@pytest.fixture(scope="session")
+def projector() -> Path:
+    """What hub-test-vlm sees through."""
+    return MODELS / "mmproj-hub-test-vlm-f16.gguf"
 
 
 def text(value: str) -> bytes:
@@ -58,6 +72,10 @@ def test_it_tells_what_a_model_is(tiny: Path) -> None:
     assert header.knows_thinking
     assert not header.knows_effort
     assert not header.is_projector
+    assert header.about["llama.block_count"] >= 1
+    assert not any(key.startswith("tokenizer.") for key in header.about)
+    assert header.weights < header.size
+    assert header.weights >= 2 * header.parameters  # 16 bits, some of 32
     assert header.size == tiny.stat().st_size
 
 
@@ -73,6 +91,9 @@ def test_it_steps_over_what_it_does_not_need(small: bytes, tmp_path: Path) -> No
         context_length=4096,
         chat_template="{% if tools %}{{ enable_thinking }}{% endif %}",
         size=len(small),
+        parameters=64 + 4,
+        weights=64 // 32 * 34 + 4 * 4,
+        about={"general.architecture": "llama", "llama.context_length": 4096, "flag": True},
     )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import mmap
 import struct
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -55,12 +56,20 @@ _BLOCKS = {
     34: (54, 256),
     35: (66, 256),
 }
+_WHOLE = frozenset({0, 1, 2, 3, 4, 5, 7, 10, 11})
+_LONGEST_ARRAY = 1024  # an entry for each layer
+_LONGEST_TEXT = 200
 _MOST_DIMENSIONS = 8
 _LONGEST_KEPT = 1 << 20  # a chat template is kept, a megabyte of text is none
 
 
 class Header(msgspec.Struct, frozen=True, kw_only=True):
-    """What a GGUF file says of itself. `size` is the file's, in bytes; `context_length` what the model was trained for."""
+    """What a GGUF file says of itself.
+
+    `size` is the file's, in bytes; `context_length` what the model was trained for. `parameters` counts the elements of
+    its tensors, `weights` their bytes: of a model that is split over several files those of this file alone. `about` has
+    the numbers and short texts of its keys, without those of the tokenizer; short arrays of whole numbers are tuples.
+    """
 
     architecture: str
     kind: str = "model"
@@ -68,6 +77,9 @@ class Header(msgspec.Struct, frozen=True, kw_only=True):
     context_length: int | None = None
     chat_template: str | None = None
     size: int = 0
+    parameters: int = 0
+    weights: int = 0
+    about: Mapping[str, Any] = {}
 
     @property
     def is_projector(self) -> bool:
@@ -112,7 +124,7 @@ def _read(path: Path, size: int, mtime: int) -> Header:
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             try:
                 return _Reader(data).header(size)
-            except (struct.error, IndexError, _CutShort, UnicodeDecodeError) as error:
+            except (struct.error, IndexError, OverflowError, _CutShort, UnicodeDecodeError) as error:
                 raise BackendFailed(
                     f"{path} is cut short or damaged: {error} ({size:,} bytes)", hint="Download it again."
                 ) from error
@@ -156,7 +168,7 @@ class _Reader:
             value = self._value(kind)
             if value is not None:
                 about[key] = value
-        self._check_tensors(tensors, _as(int, about.get("general.alignment")) or 32, size)
+        parameters, weights = self._tensors(tensors, _as(int, about.get("general.alignment")) or 32, size)
         architecture = _as(str, about.get("general.architecture")) or "unknown"
         return Header(
             architecture=architecture,
@@ -165,6 +177,9 @@ class _Reader:
             context_length=_as(int, about.get(f"{architecture}.context_length")),
             chat_template=_as(str, about.get("tokenizer.chat_template")),
             size=size,
+            parameters=parameters,
+            weights=weights,
+            about={key: value for key, value in about.items() if _worth_keeping(key, value)},
         )
 
     def _take(self, form: str) -> tuple[Any, ...]:
@@ -186,7 +201,7 @@ class _Reader:
         return "" if length > _LONGEST_KEPT else self._data[start : start + length].decode("utf-8")
 
     def _value(self, kind: int) -> Any:
-        """The value; None for an array, which is stepped over."""
+        """The value; None for an array, which is stepped over unless it is short and of whole numbers."""
         if kind in _SCALARS:
             return self._take(_SCALARS[kind])[0]
         if kind == _STRING:
@@ -194,6 +209,8 @@ class _Reader:
         if kind != _ARRAY:
             raise _CutShort(f"its header has a value of the unknown kind {kind}")
         inner, count = self._take("IQ")
+        if inner in _WHOLE and count <= _LONGEST_ARRAY:
+            return self._take(f"{count}{_SCALARS[inner]}")
         if inner in _SCALARS:
             self._skip(count * struct.calcsize("<" + _SCALARS[inner]))
         elif inner == _STRING:
@@ -211,9 +228,9 @@ class _Reader:
         self._at = at
         self._skip(0)
 
-    def _check_tensors(self, count: int, alignment: int, size: int) -> None:
-        """Raise unless the file goes on to the end of its last tensor."""
-        last = 0
+    def _tensors(self, count: int, alignment: int, size: int) -> tuple[int, int]:
+        """The elements and the bytes of all tensors. Raises unless the file goes on to the end of its last one."""
+        last = parameters = weights = 0
         for _ in range(count):
             self._text()
             (dimensions,) = self._take("I")
@@ -224,7 +241,14 @@ class _Reader:
                 elements *= length
             kind, offset = self._take("IQ")
             block, per_block = _BLOCKS.get(kind, (0, 1))
+            parameters += elements
+            weights += elements // per_block * block
             last = max(last, offset + elements // per_block * block)
         start = -(-self._at // alignment) * alignment
         if start + last > size:
             raise _CutShort(f"its tensors need {start + last:,} bytes")
+        return parameters, weights
+
+
+def _worth_keeping(key: str, value: object) -> bool:
+    return not key.startswith("tokenizer.") and not (isinstance(value, str) and len(value) > _LONGEST_TEXT)
