@@ -15,7 +15,14 @@ Every rule of the suite is a test of the module then; see docs/reference/conform
 from __future__ import annotations
 
 from llm_hub.capabilities import Capability
-from llm_hub.testing.conformance import embedding_rules
+from llm_hub.testing.conformance import (
+    common_deadlines,
+    common_failures,
+    common_health,
+    common_plugin,
+    common_resources,
+    embedding_rules,
+)
 from llm_hub.testing.conformance.embedding_bench import EmbeddingBench, EmbeddingRequirements
 from llm_hub.testing.conformance.rules import Suite
 
@@ -25,7 +32,14 @@ SUITE = Suite(
     Capability.EMBEDDING,
     requirements=EmbeddingRequirements,
     bench=EmbeddingBench,
-    books=[embedding_rules.RULES],
+    books=[
+        common_plugin.RULES,
+        common_health.RULES,
+        embedding_rules.RULES,
+        common_failures.RULES,
+        common_deadlines.RULES,
+        common_resources.RULES,
+    ],
 )
 
 globals().update(SUITE.tests)
