@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import struct
 import zlib
@@ -75,6 +76,7 @@ def _unfilter(raw: bytes, width: int, height: int, channels: int) -> list[bytes]
     return rows
 
 
+@functools.lru_cache(4096)  # most pixels have a colour that many others have
 def _name(pixel: tuple[int, int, int]) -> str:
     return min(_COLOURS, key=lambda name: sum((a - b) ** 2 for a, b in zip(_COLOURS[name], pixel, strict=True)))
 

@@ -246,6 +246,11 @@ class Bench(Generic[R]):
         return isinstance(self.server, LiveServer)
 
     @property
+    def operation(self) -> str:
+        """What of the capability is done, where that must be told; "" for the usual."""
+        return ""
+
+    @property
     def model(self) -> str | None:
         """The model to ask."""
         return self.requirements.model

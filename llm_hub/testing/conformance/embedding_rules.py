@@ -6,6 +6,7 @@ import asyncio
 import math
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 from llm_hub.capabilities import Feature, Rung
 from llm_hub.errors import ContextOverflow, HubError, InvalidRequest, ProtocolError, UnsupportedFeature
@@ -229,7 +230,7 @@ def too_many_dimensions(bench: EmbeddingBench) -> None:
         not_here("dimensions is not declared")
     for way in bench.ways:
         whole = bench.embed(way, TEXTS[0]).dimension or 0
-        ended = Ended(lambda way=way, whole=whole: bench.hub_embed(way, TEXTS[:1], dimensions=whole + 1), way)  # type: ignore[misc]
+        ended = Ended(partial(bench.hub_embed, way, TEXTS[:1], dimensions=whole + 1), way)
         ended.what = f"{way} with dimensions={whole + 1}, of a model that has {whole}"
         ended.raised(UnsupportedFeature, InvalidRequest)
 
@@ -256,10 +257,10 @@ def overflow(bench: EmbeddingBench) -> None:
     limit = bench.limit()
     text = _long(limit, "end")
     for way in bench.ways:
-        ended = Ended(lambda way=way: bench.embed(way, TEXTS[0], text), way)  # type: ignore[misc]
+        ended = Ended(partial(bench.embed, way, TEXTS[0], text), way)
         ended.what = f"{way} of a text of more than {limit} tokens"
         ended.raised(ContextOverflow)
-        through = Ended(lambda way=way: bench.hub_embed(way, [TEXTS[0], text]), way)  # type: ignore[misc]
+        through = Ended(partial(bench.hub_embed, way, [TEXTS[0], text]), way)
         through.what = f"{way} through the hub, of a text of more than {limit} tokens"
         error = through.raised(ContextOverflow)
         expect(
@@ -280,7 +281,7 @@ def truncate(bench: EmbeddingBench) -> None:
     limit = bench.limit()
     texts = (_long(limit, "lighthouse"), _long(limit, "bread"), "bread " * (2 * limit + 16))
     for way in bench.ways:
-        ended = Ended(lambda way=way: bench.embed(way, *texts, truncate=True), way)  # type: ignore[misc]
+        ended = Ended(partial(bench.embed, way, *texts, truncate=True), way)
         ended.what = f"{way} with truncate=True, of texts of more than {limit} tokens"
         if not bench.requirements.truncates:
             ended.raised(UnsupportedFeature, ContextOverflow)
@@ -349,14 +350,14 @@ def prefixes(bench: EmbeddingBench) -> None:
 def empty(bench: EmbeddingBench) -> None:
     """The bare backend without texts; the hub with an empty one."""
     for way in bench.ways:
-        ended = Ended(lambda way=way: bench.embed(way), f"{way} of no texts")  # type: ignore[misc]
+        ended = Ended(partial(bench.embed, way), f"{way} of no texts")
         if ended.error is not None:
             ended.raised(InvalidRequest)
         else:
             expect(ended.given().vectors == (), f"{ended}")
         before = len(bench.server.requests) if bench.server is not None else 0
         expect(bench.hub_embed(way, []).vectors == (), f"{way} of no texts gave vectors through the hub")
-        refused = Ended(lambda way=way: bench.hub_embed(way, ["a", ""]), f"{way} of an empty text, through the hub")  # type: ignore[misc]
+        refused = Ended(partial(bench.hub_embed, way, ["a", ""]), f"{way} of an empty text, through the hub")
         refused.raised(InvalidRequest)
         sent = len(bench.server.requests) - before if bench.server is not None else 0
         expect(sent == 0, f"{sent} requests were sent for no text and for an empty one")
@@ -394,7 +395,7 @@ def wrong_answers(bench: EmbeddingBench) -> None:
     for fault in (Fault.EMBED_WRONG_COUNT, Fault.EMBED_WRONG_DIMENSION, Fault.EMBED_NAN, Fault.EMBED_ZERO):
         with bench.faulty(fault) as active:
             for way in bench.ways:
-                ended = Ended(lambda way=way: bench.hub_embed(way, TEXTS[:3]), way)  # type: ignore[misc]
+                ended = Ended(partial(bench.hub_embed, way, TEXTS[:3]), way)
                 ended.what = f"{way}, while the server shows {fault.name}"
                 if not active.hits:
                     not_here("the server has no route for embeddings that this fault knows (/embed or /embeddings)")
@@ -477,6 +478,6 @@ def unfit(bench: EmbeddingBench) -> None:
     if not texts:
         not_here("all models of the server embed")
     for way in bench.ways:
-        ended = Ended(lambda way=way: bench.embed(way, "hello", model=texts[0].name), way)  # type: ignore[misc]
+        ended = Ended(partial(bench.embed, way, "hello", model=texts[0].name), way)
         ended.what = f"{way} by {texts[0].name}, which is no model for embedding"
         ended.raised(HubError)

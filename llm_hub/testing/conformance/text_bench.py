@@ -12,6 +12,7 @@ from llm_hub.messages import ChatChunk, ChatRequest, ChatResponse, Message
 from llm_hub.streams import collect
 from llm_hub.testing.conformance.bench import Bench
 from llm_hub.testing.conformance.requirements import Requirements
+from llm_hub.text import TextHandle
 
 __all__ = ["TextBench", "TextRequirements", "Told"]
 
@@ -158,10 +159,15 @@ class TextBench(Bench[TextRequirements]):
         self.run(read())
         return told
 
+    @property
+    def handle(self) -> TextHandle:
+        """Conversations by way of the hub."""
+        return self.hub.text()
+
     def hub_ask(self, way: str, prompt: Prompt, **options: Any) -> ChatResponse:
         """The whole answer by way of the hub, as a service would ask."""
         messages: Any = prompt if isinstance(prompt, str) else list(prompt)
-        text = self.hub.text()
+        text = self.handle
         options = {"temperature": 0.0, "timeout": 30.0, **options}
         if way == "chat":
             return text.chat(messages, **options)

@@ -184,7 +184,7 @@ def _broken(bench: TextBench, fault: Fault, **options: Any) -> None:
 def _by_hub(bench: TextBench, way: str) -> tuple[str, BaseException | None]:
     """The text that came by way of the hub, and the error in the end."""
     texts: list[str] = []
-    handle = bench.hub.text()
+    handle = bench.handle
     if way == "stream":
         try:
             with handle.stream(bench.requirements.long, timeout=20) as stream:
