@@ -18,12 +18,11 @@ from llm_hub.messages import ChatRequest, ChatResponse, Message, Usage
 from llm_hub.openai_dialect import OpenAIStreamDecoder, server_root
 from llm_hub.testing import FakeVLLM
 from llm_hub.testing.conformance import run_suite, text_answers, text_features
-from llm_hub.testing.conformance.mutants import Parts, caught
+from llm_hub.testing.conformance.mutants import Mutants, Parts, caught
 from llm_hub.testing.conformance.report import Outcome, Tier
 from llm_hub.testing.text import TextRequirements
 from llm_hub_vllm.dialect import FEATURES, VLLMDialect
 
-MUTANTS: list[tuple[str, str, object]] = []
 MANIFEST = PluginManifest(api_version="1.0", summary="a plugin for tests", features=FEATURES)
 
 
@@ -42,15 +41,12 @@ def made(*, dialect: type[VLLMDialect] = VLLMDialect, backend: type[HttpBackend]
     )
 
 
-def breaks(*rules: str) -> Callable[[type[Any]], type[Any]]:
-    """Marks a dialect or a backend that breaks these rules, each of which must catch it."""
+def make(part: type[Any]) -> object:
+    return made(backend=part) if issubclass(part, HttpBackend) else made(dialect=part)
 
-    def mark(kind: type[Any]) -> type[Any]:
-        plugin = made(backend=kind) if issubclass(kind, HttpBackend) else made(dialect=kind)
-        MUTANTS.extend((f"text.{rule}", kind.__name__, plugin) for rule in rules)
-        return kind
 
-    return mark
+MUTANTS = Mutants(Right, make)
+breaks = MUTANTS.breaks
 
 
 class Forgets(VLLMDialect):
@@ -326,18 +322,13 @@ class DeclaresTwoThings(HttpBackend):
 # -- the tests --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("rule", "name", "plugin"), MUTANTS, ids=[f"{name}-{rule}" for rule, name, _ in MUTANTS])
-def test_the_rule_that_it_breaks_catches_it(rule: str, name: str, plugin: object) -> None:
-    class Wrong(Right):
-        pass
-
-    Wrong.plugin = plugin
-    caught(Wrong(), rule)
+@pytest.mark.parametrize(("rule", "name", "wrong"), MUTANTS.cases, ids=MUTANTS.ids)
+def test_the_rule_that_it_breaks_catches_it(rule: str, name: str, wrong: TextRequirements) -> None:
+    caught(wrong, rule)
 
 
 def test_every_rule_has_a_mutant() -> None:
-    rules = {f"text.{rule.id}" for book in (text_answers.RULES, text_features.RULES) for rule in book}
-    assert rules == {rule for rule, _, _ in MUTANTS}
+    assert not MUTANTS.without([text_answers.RULES, text_features.RULES])
 
 
 def test_the_right_plugin_keeps_every_rule() -> None:

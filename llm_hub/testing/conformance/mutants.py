@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from llm_hub.capabilities import Capability
@@ -12,9 +12,10 @@ from llm_hub.manifest import PluginManifest
 from llm_hub.testing.conformance.bench import impatient
 from llm_hub.testing.conformance.report import Finding, Outcome
 from llm_hub.testing.conformance.requirements import Requirements
+from llm_hub.testing.conformance.rules import RuleBook
 from llm_hub.testing.conformance.running import run_suite
 
-__all__ = ["Parts", "caught"]
+__all__ = ["Mutants", "Parts", "caught"]
 
 Build = Callable[[BackendConfig, BuildContext], Any]
 
@@ -85,3 +86,37 @@ def caught(requirements: Requirements, rule: str, *, patience: float = 1.5) -> F
     told = known.broken(finding.seen)
     assert rule in told and known.remedy in told and finding.seen in told, told  # noqa: PT018
     return finding
+
+
+class Mutants:
+    """Wrong plugins, each with the rules that must catch it. `right` are the requirements of the plugin that they spoil;
+    `make` makes a plugin of what `breaks` marks.
+    """
+
+    def __init__(self, right: type[Requirements], make: Callable[[Any], object]) -> None:
+        self._right = right
+        self._make = make
+        self.cases: list[tuple[str, str, Requirements]] = []
+
+    def breaks(self, *rules: str, **properties: Any) -> Callable[[Any], Any]:
+        """Marks what a wrong plugin is made of. `rules` are without their suite, `properties` those of its requirements."""
+
+        def mark(part: Any) -> Any:
+            plugin = self._make(part)
+            kind = type(part.__name__, (self._right,), {"plugin": plugin, **properties})
+            capability = self._right.suite.capability
+            self.cases.extend((f"{capability}.{rule}", part.__name__, kind()) for rule in rules)
+            return part
+
+        return mark
+
+    @property
+    def ids(self) -> list[str]:
+        """Names for pytest.mark.parametrize."""
+        return [f"{name}-{rule}" for rule, name, _ in self.cases]
+
+    def without(self, books: Iterable[RuleBook[Any]]) -> set[str]:
+        """The rules of these books that no mutant breaks: none is what is wanted."""
+        capability = self._right.suite.capability
+        rules = {f"{capability}.{rule.id}" for book in books for rule in book}
+        return rules - {rule for rule, _, _ in self.cases}

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 import traceback
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from llm_hub.errors import HubError, UnsupportedFeature
@@ -32,7 +34,7 @@ def run_suite(
     if names is not None and (unknown := names - suite.rules.keys()):
         raise LookupError(f"the {suite.capability} suite has no rule {', '.join(sorted(unknown))}")
     chosen = [rule for rule in suite.rules.values() if names is None or rule.id in names]
-    with suite.bench(wanted, live=live) as bench:
+    with _opened(suite.bench(wanted, live=live)) as bench:
         findings = tuple(check_rule(bench, rule) for rule in chosen)
         manifest = _manifest(bench)
         return Report(
@@ -45,6 +47,17 @@ def run_suite(
             complete=names is None,
             findings=findings,
         )
+
+
+@contextmanager
+def _opened(bench: Bench[Any]) -> Iterator[Bench[Any]]:
+    """The bench within the block. That a hub does not close is the finding of the rules about closing, and no error here."""
+    bench.__enter__()
+    try:
+        yield bench
+    finally:
+        with contextlib.suppress(Broken, HubError):
+            bench.close()
 
 
 def check_rule(bench: Bench[Any], rule: Rule[Any]) -> Finding:

@@ -450,10 +450,17 @@ def _sent_while_paused(bench: TextBench, way: str) -> list[int]:
     needs=Needs.ENGINE,
 )
 def engine_closed(bench: TextBench) -> None:
-    """After the first piece."""
+    """After the first piece; the next call does not wait for the rest."""
     for way in bench.streams:
+        usual = bench.ended(way)
+        usual.given()
         patiently(lambda way=way: _closed_early(bench, way), f"{way}, closed early,")  # type: ignore[misc]
-        bench.ended(way).given()
+        after = bench.ended(way)
+        after.given()
+        expect(
+            after.seconds < 2.0 + 3 * usual.seconds,
+            f"{way}, after one that was closed early, took {after.seconds:.1f} s, and {usual.seconds:.1f} s before",
+        )
 
 
 @RULES.rule(
