@@ -90,9 +90,10 @@ class Ended(Generic[T]):
         self.seconds = time.monotonic() - began
 
     def __str__(self) -> str:
+        what = f"{self.what}," if "," in self.what and not self.what.endswith(",") else self.what
         if self.error is not None:
-            return f"{self.what} raised {type(self.error).__name__}: {self.error}"
-        return f"{self.what} gave {self.value!r:.300}"
+            return f"{what} raised {type(self.error).__name__}: {self.error}"
+        return f"{what} gave {self.value!r:.300}"
 
     def raised(self, *kinds: type[BaseException]) -> Any:
         """The error, which must be one of these."""

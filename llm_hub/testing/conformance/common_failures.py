@@ -37,7 +37,8 @@ _MAPPED = "Let your dialect's `error()` map the status and the body; `llm_hub.op
 def _failing(bench: AnyBench, fault: Fault, **options: Any) -> Iterator[list[tuple[str, Ended[Any]]]]:
     """How the plainest work ends in each way while the server shows this fault."""
     with bench.faulty(fault, **options):
-        yield [(f"{way}, while the server shows {fault.name}{options or ''}", bench.ended(way)) for way in bench.ways]
+        shown = " ".join([fault.name, *(f"{name}={value!r}" for name, value in options.items())])
+        yield [(f"{way}, while the server shows {shown}", bench.ended(way)) for way in bench.ways]
 
 
 def _all_raise(

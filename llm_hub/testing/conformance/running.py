@@ -41,7 +41,7 @@ def run_suite(
             plugin=bench.plugin_name,
             capability=str(suite.capability),
             api_version=getattr(manifest, "api_version", ""),
-            features=tuple(sorted(bench.features)) if manifest is not None else (),
+            features=_features(bench),
             live=live,
             answered=manifest is not None and bench.answers,
             complete=names is None,
@@ -132,6 +132,13 @@ def _undeclared(bench: Bench[Any], rule: Rule[Any]) -> tuple[Outcome, str, BaseE
         f"the feature {rule.feature} works on the backend, but is not declared: nobody can use it",
         None,
     )
+
+
+def _features(bench: Bench[Any]) -> tuple[str, ...]:
+    try:
+        return tuple(sorted(map(str, bench.features)))
+    except HubError:
+        return ()
 
 
 def _manifest(bench: Bench[Any]) -> Any:

@@ -22,8 +22,8 @@ FRANCE = "The capital of France is Paris."
 
 def _asked(bench: TextBench, way: str, prompt: Any = None, **fields: Any) -> Ended[ChatResponse]:
     request = bench.request(prompt, **fields)
-    named = {name: value for name, value in fields.items() if name != "model"}
-    return Ended(lambda: bench.ask(way, request), f"{way}{f' with {named}' if named else ''}")
+    named = [f"{name}={value!r}" for name, value in fields.items() if name not in ("model", "at_most")]
+    return Ended(lambda: bench.ask(way, request), f"{way} with {', '.join(named)}" if named else way)
 
 
 @RULES.rule(
@@ -98,7 +98,7 @@ def unicode(bench: TextBench) -> None:
     """The model repeats what it does not know."""
     text = "Grüße aus 東京: naïve 🙂 café «ёж»"
     for way in bench.ways:
-        response = _asked(bench, way, text, **({"max_tokens": 60} if bench.requirements.max_tokens else {})).given()
+        response = _asked(bench, way, text, at_most=60).given()
         if bench.exact and bench.server is not None:
             expect(text in response.text, f"{way} answered {response.text!r} to {text!r}, which the model repeats")
     if bench.server is not None:

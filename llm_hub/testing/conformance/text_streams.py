@@ -411,14 +411,14 @@ def back_pressure(bench: TextBench) -> None:
 
 
 def _sent_while_paused(bench: TextBench, way: str) -> list[int]:
-    """What the server had sent, at some times after the reader had paused: until it no longer grows, or 3 s have passed."""
+    """What the server had sent, at some times after the reader had paused: until it no longer grows, or 2 s have passed."""
     request = bench.request(bench.requirements.long)
     count = len(bench.fake.requests)
 
     def watched() -> list[int]:
         log = [one for one in bench.fake.requests[count:] if one.fault is not None][-1]
         sent = [0, log.bytes_sent]
-        deadline = time.monotonic() + 3.0
+        deadline = time.monotonic() + 2.0
         while sent[-1] != sent[-2] and time.monotonic() < deadline:
             time.sleep(0.25)
             sent.append(log.bytes_sent)
