@@ -73,7 +73,7 @@ def diagnose(hub: Hub, *, timeout: float = 10.0) -> Diagnosis:
 
 def _plugin(report: PluginReport, *, asked_for: bool) -> Finding:
     bad = report.status not in (PluginStatus.AVAILABLE, PluginStatus.INSTALLED)
-    level: Level = "ok"
+    level: Level = "ok" if report.deprecated is None else "warning"
     if bad:
         level = "info" if report.status is PluginStatus.BLOCKED and not asked_for else "warning"
         if asked_for:
@@ -83,7 +83,9 @@ def _plugin(report: PluginReport, *, asked_for: bool) -> Finding:
         subject=report.name,
         state=str(report.status),
         level=level,
-        detail=report.reason or f"{report.distribution} {report.version}: {', '.join(sorted(report.capabilities))}",
+        detail=report.reason
+        or report.deprecated
+        or f"{report.distribution} {report.version}: {', '.join(sorted(report.capabilities))}",
         fix=report.hint or "",
         traceback=report.details or "",
     )

@@ -35,7 +35,7 @@ class Installed(msgspec.Struct, frozen=True, kw_only=True):
     `value` is the object reference, `module` or `module:attribute`. `conflict` says why the name does not mean one
     object: two distributions claim it (`rivals` has all of them), or its entries name different objects. `observes`: it
     has an entry in the group `llm_hub.observer`.
-    `unknown_groups` are the groups of the hub's prefix that hold its name and that this core does not know: misspelt, or
+    `claims` are what each of several distributions alone would amount to. `unknown_groups` are the groups of the hub's prefix that hold its name and that this core does not know: misspelt, or
     of a newer core.
     """
 
@@ -46,6 +46,7 @@ class Installed(msgspec.Struct, frozen=True, kw_only=True):
     version: str
     conflict: str | None = None
     rivals: tuple[str, ...] = ()
+    claims: tuple[Installed, ...] = ()
     unknown_groups: tuple[str, ...] = ()
     observes: bool = False
 
@@ -126,9 +127,18 @@ def _installed(name: str, entries: list[_Entry]) -> Installed:
         version=first.version,
         conflict=conflict,
         rivals=rivals,
+        claims=_claims(name, entries) if rivals else (),
         unknown_groups=tuple(sorted(set(groups) - _KNOWN_GROUPS)),
         observes=OBSERVER_GROUP in groups,
     )
+
+
+def _claims(name: str, entries: list[_Entry]) -> tuple[Installed, ...]:
+    """What the entries of each distribution amount to by themselves."""
+    of: dict[str, list[_Entry]] = {}
+    for entry in entries:
+        of.setdefault(entry.origin, []).append(entry)
+    return tuple(_installed(name, of[origin]) for origin in sorted(of))
 
 
 def _conflict(entries: list[_Entry]) -> tuple[str | None, tuple[str, ...]]:

@@ -10,13 +10,33 @@ import msgspec
 from llm_hub.capabilities import Capability, Feature
 from llm_hub.errors import PluginIncompatible
 
-__all__ = ["API_VERSION", "SUPPORTED_API_VERSIONS", "KnownBad", "PluginManifest", "check_api_version"]
+__all__ = [
+    "API_VERSION",
+    "DEPRECATED_API_VERSIONS",
+    "SUPPORTED_API_VERSIONS",
+    "Deprecated",
+    "KnownBad",
+    "PluginManifest",
+    "check_api_version",
+    "deprecation",
+]
 
 API_VERSION = "1.0"
 """The version of the contract between core and plugins: a plugin of the same major and at most this minor works."""
 
 SUPPORTED_API_VERSIONS: Mapping[int, int] = {1: 0}
 """Each major version that this core still serves, with the highest minor of it that it knows."""
+
+
+class Deprecated(msgspec.Struct, frozen=True):
+    """An api version that is still served: `until` is the version of the core that no longer does, `change` what is to do."""
+
+    until: str
+    change: str
+
+
+DEPRECATED_API_VERSIONS: Mapping[str, Deprecated] = {}
+"""Api versions whose end is announced, by `MAJOR` or `MAJOR.MINOR`; see docs/explanation/compatibility.md for how long."""
 
 
 class KnownBad(msgspec.Struct, frozen=True):
@@ -65,6 +85,17 @@ class PluginManifest(msgspec.Struct, frozen=True, kw_only=True):
             if SpecifierSet(entry.versions).contains(parsed, prereleases=True):
                 return entry
         return None
+
+
+def deprecation(declared: str) -> str | None:
+    """What to say to a plugin of this api version if its end is announced, None otherwise."""
+    found = DEPRECATED_API_VERSIONS.get(declared) or DEPRECATED_API_VERSIONS.get(declared.partition(".")[0])
+    if found is None:
+        return None
+    return (
+        f"it is made for api version {declared}, which llm-hub-core serves until version {found.until} and no longer: "
+        f"{found.change}"
+    )
 
 
 def check_api_version(plugin: str, declared: object) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import enum
+import logging
 import os
 import time
 from collections.abc import Iterable, Mapping
@@ -19,14 +20,16 @@ from llm_hub.errors import (
     PluginError,
     PluginIncompatible,
     PluginNotFound,
-    SettingsError,
 )
-from llm_hub.manifest import KnownBad, PluginManifest
+from llm_hub.manifest import KnownBad, PluginManifest, deprecation
 from llm_hub.plugin import Plugin
 from llm_hub.plugin_checks import Fault
 from llm_hub.quarantine import Attempt, Hung, said, trace
+from llm_hub.trust import Trust
 
 __all__ = ["KNOWN_BAD_PLUGINS", "Plugin", "PluginReport", "PluginStatus", "Registry", "check_apart"]
+
+logger = logging.getLogger("llm_hub")
 
 KNOWN_BAD_PLUGINS: Mapping[str, tuple[KnownBad, ...]] = {}
 """Versions of plugin distributions that must not be imported, each with the reason; by the distribution's name."""
@@ -62,7 +65,7 @@ _STATUS: Mapping[type[PluginError], PluginStatus] = {
 class PluginReport(msgspec.Struct, frozen=True, kw_only=True):
     """What is known of a plugin. `details` is a traceback, or the stack on which it hangs.
 
-    `seconds` is how long loading took; None for that, `api_version` and `features` where it was not loaded.
+    `deprecated` is when its api version ends, if that is announced. `seconds` is how long loading took; None for that, `api_version` and `features` where it was not loaded.
     """
 
     name: str
@@ -78,6 +81,7 @@ class PluginReport(msgspec.Struct, frozen=True, kw_only=True):
     details: str | None = None
     seconds: float | None = None
     observes: bool = False
+    deprecated: str | None = None
 
     @property
     def offers(self) -> tuple[str, ...]:
@@ -89,8 +93,9 @@ class Registry:
     """The plugins of a hub. Safe to use from any thread and after a fork; each plugin is loaded once, when asked for.
 
     `found` are the installed plugins, read from metadata if None. `plugins` are objects with hooks that are used
-    besides, or in place of an installed plugin of the name. `allowed` (None: all) names what may be imported, `disabled`
-    what may not be used; unknown names in either are a SettingsError. `timeout` in seconds, for each plugin.
+    besides, or in place of an installed plugin of the name. `allowed` (None: all) says what may be imported, `disabled`
+    what may not be used, by the names of plugins or of distributions (see `llm_hub.trust`); unknown ones in either are a
+    SettingsError. `timeout` in seconds, for each plugin.
     """
 
     def __init__(
@@ -103,10 +108,10 @@ class Registry:
         timeout: float = 10.0,
         known_bad: Mapping[str, tuple[KnownBad, ...]] = KNOWN_BAD_PLUGINS,
     ) -> None:
-        self._found = {plugin.name: plugin for plugin in (installed() if found is None else found)}
+        self._trust = Trust(allowed, disabled)
+        there = tuple(installed() if found is None else found)
+        self._found = {plugin.name: self._trust.settled(plugin) for plugin in there}
         self._given: dict[str, object] = {}
-        self._allowed = allowed
-        self._disabled = disabled
         self._timeout = timeout
         self._known_bad = {normalized(name): entries for name, entries in known_bad.items()}
         self._outcomes: dict[str, Plugin | PluginError] = {}
@@ -115,17 +120,7 @@ class Registry:
         self._attempts: dict[tuple[str, int], Attempt[Plugin | PluginError]] = {}
         for name, plugin in (plugins or {}).items():
             self.add(name, plugin)
-        self._check_names()
-
-    def _check_names(self) -> None:
-        for variable, names in (("LLM_HUB_PLUGINS", self._allowed or ()), ("LLM_HUB_DISABLE", self._disabled)):
-            for name in sorted(names):
-                if name not in self._found:
-                    raise SettingsError(
-                        f"there is no plugin {name!r} installed",
-                        where=variable,
-                        hint=f"Installed are: {', '.join(self.names()) or 'none'}.",
-                    )
+        self._trust.check([*there, *(self._found[name] for name in self._given)])
 
     # -- what there is ------------------------------------------------------------------------------------------------
 
@@ -174,15 +169,9 @@ class Registry:
                 plugin=name,
                 hint=f"Install it: pip install llm-hub-{name}. Installed are: {', '.join(self.names()) or 'none'}.",
             )
-        origin = found.origin
-        if name in self._disabled:
-            return PluginBlocked(
-                f"LLM_HUB_DISABLE keeps out {origin}", plugin=name, hint="Take it out of LLM_HUB_DISABLE."
-            )
-        if self._allowed is not None and name not in self._allowed and name not in self._given:
-            return PluginBlocked(
-                f"LLM_HUB_PLUGINS does not allow {origin}", plugin=name, hint="Add it to LLM_HUB_PLUGINS."
-            )
+        objection = self._trust.objection(found)
+        if objection is not None and (name not in self._given or name in self._trust.disabled):
+            return PluginBlocked(objection[0], plugin=name, hint=objection[1])
         if found.conflict is not None:
             remedy = f"Uninstall all but one: pip uninstall {' '.join(found.rivals)}" if found.rivals else None
             return PluginConflict(found.conflict, plugin=name, hint=remedy or self._remedy(found))
@@ -259,7 +248,10 @@ class Registry:
         try:
             subject = self._given[found.name] if found.name in self._given else load(found)
             stage = "asking for its manifest"
-            return Plugin(found, subject)
+            plugin = Plugin(found, subject)
+            if (ending := deprecation(plugin.manifest.api_version)) is not None:
+                logger.warning("plugin %r, %s: %s", found.name, found.origin, ending)
+            return plugin
         except Fault as fault:
             cause = fault.__cause__
             return _because(
@@ -298,7 +290,7 @@ class Registry:
     def _remedy(self, found: Installed) -> str:
         if found.name in self._given:
             return "It is the object that was given to the hub under this name."
-        without = ",".join(sorted(self._disabled | {found.name}))
+        without = ",".join(sorted(self._trust.disabled | {found.name}))
         return f"Upgrade it: pip install -U {found.distribution} - or keep it out: LLM_HUB_DISABLE={without}"
 
     # -- reporting ----------------------------------------------------------------------------------------------------
@@ -318,6 +310,8 @@ class Registry:
         hint = None
         if problem is not None:
             status, hint = _STATUS.get(type(problem), PluginStatus.BROKEN), problem.hint
+        elif manifest is not None and deprecation(manifest.api_version) is not None and found is not None:
+            hint = f"Upgrade it: pip install -U {found.distribution}"
         elif found is not None and found.unknown_groups:
             hint = f"This core does not know what it offers as {', '.join(found.unknown_groups)}"
         return PluginReport(
@@ -334,6 +328,7 @@ class Registry:
             details=problem.details if problem is not None else None,
             seconds=self._seconds.get(name),
             observes=found is not None and found.observes,
+            deprecated=deprecation(manifest.api_version) if manifest is not None else None,
         )
 
     def reports(self, *, load: bool) -> tuple[PluginReport, ...]:

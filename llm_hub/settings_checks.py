@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from llm_hub.errors import SettingsError, UnknownBackend
 from llm_hub.settings_file import Found
-from llm_hub.settings_kinds import suggestion
+from llm_hub.settings_kinds import DISTRIBUTION, suggestion
 from llm_hub.settings_table import OWN_PLUGINS, variable_prefix
 from llm_hub.toml_lines import Path
 
@@ -87,9 +87,11 @@ def missing_plugins(settings: Settings, known: Sequence[str]) -> list[str]:
 
 
 def _check_plugins(settings: Settings, known: Sequence[str] | None) -> None:
-    """The plugins that are allowed and disabled exist, and none is both."""
+    """The plugins that are allowed and disabled exist, and none is both. (Of distributions the registry sees to it.)"""
     for field, names in (("allowed", settings.allowed or frozenset()), ("disabled", settings.disabled)):
         for name in sorted(names):
+            if name.startswith(DISTRIBUTION):
+                continue  # what is installed of it is for the registry to know
             if known is not None and name not in known:
                 raise SettingsError(
                     f"no plugin {name!r} is installed",
@@ -126,7 +128,7 @@ def _check_blocked(settings: Settings) -> None:
             plugin = settings.backends[name].plugin if name in settings.backends else name
             if plugin in settings.disabled:
                 by = settings.source("disabled")
-            elif settings.allowed is not None and plugin not in settings.allowed:
+            elif settings.allowed is not None and plugin not in settings.allowed and not _by_distribution(settings):
                 by = settings.source("allowed")
             else:
                 continue
@@ -135,6 +137,11 @@ def _check_blocked(settings: Settings) -> None:
                 where=one.source,
                 hint="Change one of the two.",
             )
+
+
+def _by_distribution(settings: Settings) -> bool:
+    """Does the allow list name distributions, so that the registry has to say what it lets in?"""
+    return any(one.startswith(DISTRIBUTION) for one in settings.allowed or ())
 
 
 def _all_named(settings: Settings, *, routes: bool = True) -> list[Named]:

@@ -15,7 +15,10 @@ from llm_hub.capabilities import Capability
 from llm_hub.config import Secret
 from llm_hub.errors import SettingsError
 
-__all__ = ["KINDS", "Kind", "described", "suggestion"]
+__all__ = ["DISTRIBUTION", "KINDS", "Kind", "described", "suggestion"]
+
+DISTRIBUTION = "dist:"
+"""What an entry of the allow and the block list begins with that names a distribution."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -87,9 +90,21 @@ def _name(value: object, where: str) -> str:
     return name
 
 
-def _names(value: object, where: str) -> tuple[str, ...]:
+def _plugin_or_distribution(value: object, where: str) -> str:
+    text = _string(value, where)
+    prefix, colon, name = text.partition(":")
+    if not colon:
+        return _name(text, where)
+    if f"{prefix.strip()}:" != DISTRIBUTION:
+        raise SettingsError(
+            f"{text!r} is no name", where=where, hint="Write the name of a plugin, or dist: and that of a distribution."
+        )
+    return DISTRIBUTION + _name(name, where)
+
+
+def _names(value: object, where: str, one: Callable[[object, str], str] = _name) -> tuple[str, ...]:
     parts = [value] if isinstance(value, str) else _array(value, where, "names")
-    names = [_name(part, where) for part in parts]
+    names = [one(part, where) for part in parts]
     if not names:
         raise SettingsError("it names nothing", where=where, hint="Name at least one, or leave it out.")
     for position, name in enumerate(names):
@@ -100,6 +115,14 @@ def _names(value: object, where: str) -> tuple[str, ...]:
 
 def _names_text(text: str, where: str) -> tuple[str, ...]:
     return _names([part for part in text.split(",") if part.strip()], where)
+
+
+def _plugins(value: object, where: str) -> tuple[str, ...]:
+    return _names(value, where, _plugin_or_distribution)
+
+
+def _plugins_text(text: str, where: str) -> tuple[str, ...]:
+    return _plugins([part for part in text.split(",") if part.strip()], where)
 
 
 def _array(value: object, where: str, of: str) -> list[object]:
@@ -263,7 +286,12 @@ KINDS: Mapping[str, Kind] = {
         Kind("name", "the name of a backend: letters, digits, `-`, `_` and `.`", _name, _name),
         Kind("names", "names of backends, each once: with commas between, in the file an array", _names_text, _names),
         Kind("plugin", "the name of a plugin", _name, _name),
-        Kind("plugins", "names of plugins, with commas between", _names_text, _names),
+        Kind(
+            "plugins",
+            "names of plugins (`ollama`), or `dist:` and the name of a distribution (`dist:llm-hub-ollama`), with commas between",
+            _plugins_text,
+            _plugins,
+        ),
         Kind("observers", "names of observers, with commas between", _names_text, _names),
         Kind(
             "address",

@@ -494,7 +494,7 @@ def test_an_object_takes_the_place_of_an_installed_plugin_and_is_never_named_by_
     assert registry.names() == ("replaced",)
     with pytest.raises(PluginBroken, match="given to the hub: it has no llm_hub_manifest hook"):
         registry.get("replaced")
-    with pytest.raises(SettingsError, match=r"LLM_HUB_DISABLE.*no plugin 'other' installed"):
+    with pytest.raises(SettingsError, match=r"LLM_HUB_DISABLE.*no plugin 'other' is installed"):
         registry_of(site, plugins={"mine": Given()}, disabled=frozenset({"mine", "other"}))
 
 

@@ -189,7 +189,7 @@ def test_what_is_blocked_is_never_imported(site: Path, monkeypatch: pytest.Monke
 @pytest.mark.parametrize("variable", ["allowed", "disabled"])
 def test_unknown_names_in_the_lists_are_errors(site: Path, variable: str) -> None:
     lists: dict[str, Any] = {variable: frozenset({"soundd"})}
-    with pytest.raises(SettingsError, match="LLM_HUB_.*no plugin 'soundd' installed.*sound"):
+    with pytest.raises(SettingsError, match="LLM_HUB_.*no plugin 'soundd' is installed.*sound"):
         Registry(installed([str(site)]), **lists)
 
 

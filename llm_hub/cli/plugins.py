@@ -38,7 +38,7 @@ def command(ctx: click.Context, *, check: bool, as_json: bool) -> None:
                 str(report.status),
                 ", ".join(report.offers),
                 f"{report.distribution} {report.version}",
-                report.reason or report.summary or "",
+                report.reason or report.deprecated or report.summary or "",
             )
             for report in reports
         ]
