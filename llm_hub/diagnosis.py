@@ -26,7 +26,7 @@ Level = Literal["ok", "info", "warning", "error"]
 class Finding(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One thing that was looked at. `subject` is what, `state` how it is, `fix` what to do about it."""
 
-    kind: Literal["settings", "plugin", "backend", "capability"]
+    kind: Literal["settings", "plugin", "backend", "capability", "running"]
     subject: str
     state: str
     level: Level = "ok"
@@ -68,7 +68,53 @@ def diagnose(hub: Hub, *, timeout: float = 10.0) -> Diagnosis:
             if (name, capability) not in probed and runtime.offers(name, capability):
                 probed.add((name, capability))
                 findings.append(_backend(runtime, name, capability, timeout, chosen=False))
+    findings += _running(runtime)
+    findings += _drift(runtime, timeout)
     return Diagnosis(findings=tuple(findings))
+
+
+def _running(runtime: Runtime) -> list[Finding]:
+    """How what `llm-hub up` started fares."""
+    from llm_hub.running import read_running
+
+    try:
+        running = read_running(runtime.settings.state_path)
+    except HubError as error:
+        return [Finding(kind="running", subject="up", state="error", level="error", detail=str(error))]
+    if running is None or (not running.alive and all(one.state == "stopped" for one in running.backends.values())):
+        return []
+    if not running.alive:
+        detail = f"process {running.pid} was killed, and what it had started went with it"
+        return [Finding(kind="running", subject="up", state="ended", level="warning", detail=detail, fix="llm-hub up")]
+    levels: dict[str, Level] = {"ready": "ok", "stopped": "info", "failed": "error", "unresponsive": "error"}
+    return [
+        Finding(
+            kind="running",
+            subject=name,
+            state=one.state,
+            level=levels.get(one.state, "warning"),
+            detail=one.detail or f"process {one.pid} at {one.address}, restarts: {one.restarts}",
+            fix=one.hint or (f"See its log: {one.log}" if one.state in ("failed", "restarting") else ""),
+        )
+        for name, one in running.backends.items()
+    ]
+
+
+def _drift(runtime: Runtime, timeout: float) -> list[Finding]:
+    """Where the backends that run are not on the GPUs that they were put on."""
+    from llm_hub.drift import drift
+
+    return [
+        Finding(
+            kind="running",
+            subject=one.backend,
+            state="drift" if one.level == "error" else "not verified",
+            level=one.level,
+            detail=str(one),
+            fix=one.fix,
+        )
+        for one in drift(runtime, timeout=timeout)
+    ]
 
 
 def _plugin(report: PluginReport, *, asked_for: bool) -> Finding:

@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Event", "Policy", "Supervisor"]
 
-Check = Callable[[Startable, int], str | None]
+Check = Callable[[Startable], tuple[str, str] | None]
+"""Says what is not as planned with a backend that serves, and what to do about it; None if nothing is."""
 
 
 class Policy(msgspec.Struct, frozen=True, kw_only=True):
@@ -34,7 +35,7 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
 
     A backend that ended is started again after `first`, twice that, and so on up to `longest`; after `attempts` starts in a
     row that did not lead to `settled` seconds of serving it is given up. It is asked every `every` how it is, waited for
-    `answer` long; one that is silent `misses` times in a row is killed and started again.
+    `answer` long; one that is silent `misses` times in a row is killed and started again. Whether it runs where it should is looked at every `check`.
     """
 
     first: float = 0.5
@@ -44,6 +45,7 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
     every: float = 5.0
     answer: float = 5.0
     misses: int = 12
+    check: float = 60.0
 
     def delay(self, failures: int) -> float:
         """How long to wait after so many failures in a row."""
@@ -63,7 +65,7 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
 class Supervisor:
     """Runs backends until it is told to stop. One thread a backend; `run` waits for them all.
 
-    `check` looks, once a backend serves, at whether it runs where it should, and says what is not so (see `llm_hub.truth`).
+    `check` looks, when a backend serves and now and then, at whether it runs where it should (see `llm_hub.drift`).
     """
 
     def __init__(
@@ -190,6 +192,8 @@ class _Keeper:
         self._supervisor = supervisor
         self._policy = supervisor._policy
         self._failures = 0
+        self._checked = 0.0
+        self._drift: tuple[str, str] | None = None
 
     def keep(self) -> None:
         """Until it is told to stop, or gives up."""
@@ -269,7 +273,7 @@ class _Keeper:
             worst = self._probe(Rung.LOADED, left, process=process)
             if worst is None or (not worst.ok and self._is_loading()):
                 continue
-            self._tell_health(process, worst, first=True)
+            self._tell_health(worst, first=True)
             return None
         return "stopped"
 
@@ -291,7 +295,7 @@ class _Keeper:
                 self._become("unresponsive", f"has not answered {silent} times in a row: it is killed")
                 return f"did not answer for {silent * self._policy.every:g} s"
             if probe is not None:
-                self._tell_health(process, probe)
+                self._tell_health(probe)
         return f"ended with {_code(process.code)}"
 
     def _is_loading(self) -> bool:
@@ -326,12 +330,12 @@ class _Keeper:
                     worst = probe
         return worst
 
-    def _tell_health(self, process: Process, probe: Probe, *, first: bool = False) -> None:
+    def _tell_health(self, probe: Probe, *, first: bool = False) -> None:
         before = self._supervisor.backends[self.name]
-        reason = probe.degraded or ("" if probe.ok else probe.detail)
-        hint = probe.hint or ""
-        if not reason and self._supervisor._check is not None:
-            reason = self._supervisor._check(self.one, process.pid) or ""
+        if first or time.monotonic() - self._checked >= self._policy.check:
+            self._checked = time.monotonic()
+            self._drift = self._supervisor._check(self.one) if self._supervisor._check is not None else None
+        reason, hint = self._drift or (probe.degraded or ("" if probe.ok else probe.detail), probe.hint or "")
         state: State = "degraded" if reason else "ready"
         if first or before.state != state or (reason and before.detail != reason):
             serves = ", ".join(

@@ -73,7 +73,7 @@ class Up:
         self.fine: bool | None = None
         self._close: list[Callable[[], object]] = []
 
-    def start(self, *names: str, gpus: dict[str, str] | None = None, policy: Policy = QUICK) -> Supervisor:
+    def start(self, *names: str, gpus: dict[str, str] | None = None, policy: Policy = QUICK, **more: Any) -> Supervisor:
         backends = {
             name: {"plugin": "stub", "base_url": f"http://127.0.0.1:{free_port()}", "models": {"text": "m"}}
             for name in names
@@ -83,7 +83,7 @@ class Up:
         found, others = startable(hub.runtime, devices=devices)
         assert others == ()
         register = Register(self.folder)
-        supervisor = Supervisor(hub.runtime, found, register, say=self.events.append, policy=policy)
+        supervisor = Supervisor(hub.runtime, found, register, say=self.events.append, policy=policy, **more)
 
         def run() -> None:
             self.fine = supervisor.run()
@@ -190,6 +190,17 @@ def test_a_load_is_waited_for_and_a_missing_model_is_degraded(up: Up) -> None:
     assert "does not have the model 'm'" in degraded.text
     up.wait("slow", "ready")
     assert [one.state for one in up.events if one.backend == "slow"] == ["starting", "ready"]
+
+
+def test_one_that_is_not_as_planned_is_degraded_with_the_reason_until_it_is(up: Up) -> None:
+    wrong = [("a runs on GPU 0, and was put on GPU 1", "start it again")]
+    quick = Policy(every=0.05, check=0.1)
+    up.start("a", policy=quick, check=lambda one: wrong[0] if wrong else None)
+    degraded = up.wait("a", "degraded")
+    assert degraded.text == "a runs on GPU 0, and was put on GPU 1"
+    assert degraded.hint == "start it again"
+    wrong.clear()
+    up.wait("a", "ready")
 
 
 def test_backends_on_one_gpu_start_one_after_the_other(up: Up) -> None:

@@ -38,7 +38,12 @@ def command(ctx: click.Context, *, as_json: bool, timeout: float) -> None:
             if finding.kind != kind:
                 kind = finding.kind
                 click.secho(
-                    {"settings": "Settings", "plugin": "Plugins", "capability": "Capabilities"}.get(kind, "Backends"),
+                    {
+                        "settings": "Settings",
+                        "plugin": "Plugins",
+                        "capability": "Capabilities",
+                        "running": "Running",
+                    }.get(kind, "Backends"),
                     bold=True,
                 )
             mark, colour = _MARKS[finding.level]

@@ -13,6 +13,7 @@ import click
 from llm_hub.cli.common import guarded_output, open_hub, shown
 
 if TYPE_CHECKING:
+    from llm_hub.starting import Startable
     from llm_hub.supervisor import Event, Supervisor
 
 __all__ = ["command"]
@@ -30,7 +31,9 @@ def command(ctx: click.Context, *, only: tuple[str, ...]) -> None:
     SIGTERM) stops them cleanly, a second one at once. Logs and the register are beside the control file.
     Exits with 1 when one of them had to be given up.
     """
+    from llm_hub.drift import drift
     from llm_hub.errors import ConfigurationError
+    from llm_hub.gpu import read_inventory, resolve
     from llm_hub.running import Register, folder_of
     from llm_hub.starting import startable
     from llm_hub.supervisor import Supervisor
@@ -38,7 +41,10 @@ def command(ctx: click.Context, *, only: tuple[str, ...]) -> None:
     with open_hub() as hub:
         runtime = hub.runtime
         with guarded_output():
-            found, others = startable(runtime, only=only)
+            assigned = runtime.settings.assignments
+            placements = resolve(assigned, read_inventory()) if any(one.gpus for one in assigned) else {}
+            devices = {name: one.devices for name, one in placements.items()}
+            found, others = startable(runtime, only=only, devices=devices)
         for one in others:
             shown(f"{one.name}: not started: {one.reason}", dim=not one.wrong)
             if one.hint:
@@ -52,7 +58,12 @@ def command(ctx: click.Context, *, only: tuple[str, ...]) -> None:
             for started in found:
                 for note in started.spec.notes:
                     shown(f"{started.name}: {note}", dim=True)
-            supervisor = Supervisor(runtime, found, register, say=_say)
+
+            def check(one: Startable) -> tuple[str, str] | None:
+                wrong = [each for each in drift(runtime, only=[one.name]) if each.level == "error"]
+                return ("; ".join(map(str, wrong)), wrong[0].fix) if wrong else None
+
+            supervisor = Supervisor(runtime, found, register, say=_say, check=check)
             shown(f"logs: {register.logs}", dim=True)
             with _signals(supervisor):
                 fine = supervisor.run()

@@ -69,7 +69,7 @@ class FakeOllama(LiveServer):
 
     models: what is pulled; by default hub-test-vlm, hub-test-vlm-think, smollm2:135m and all-minilm:22m.
     speed: load is spent by the first request for a model, and again when its num_ctx changes; `loads` lists each.
-    version: what `/api/version` says.
+    version: what `/api/version` says. in_gpu: the part of each loaded model that `/api/ps` says is in GPU memory.
     Other keyword arguments: see LiveServer. Ollama's own limit of waiting requests is 512.
     """
 
@@ -78,6 +78,7 @@ class FakeOllama(LiveServer):
         models: Sequence[FakeModel] = _MODELS,
         *,
         version: str = "0.32.15",
+        in_gpu: float = 0.0,
         api_key: str | None = None,
         speed: Speed | None = None,
         parallel: int | None = None,
@@ -90,6 +91,7 @@ class FakeOllama(LiveServer):
         )
         self.models = {_full(model.name): model for model in models}
         self.version = version
+        self.in_gpu = in_gpu
         self.loads: list[tuple[str, int]] = []
         self._loaded: dict[str, tuple[int, float]] = {}  # name -> num_ctx, expiry in monotonic seconds
         self._loading: dict[str, asyncio.Lock] = {}
@@ -208,7 +210,7 @@ class FakeOllama(LiveServer):
                     "digest": model.digest,
                     "details": self._details(model),
                     "expires_at": _timestamp(time.time() + left),
-                    "size_vram": 0,
+                    "size_vram": int(model.size * self.in_gpu),
                     "context_length": num_ctx,
                 }
             )

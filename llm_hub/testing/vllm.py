@@ -37,6 +37,7 @@ class FakeVLLM(LiveServer):
     model: by default hub-test-vlm, which sees, calls tools and thinks. aliases: further names it is served under.
     speed: while it loads, counted from the start, everything but `/version` answers 503.
     api_key: guards what is below /v1, as vLLM's --api-key does.
+    memory_share: what it says of its --gpu-memory-utilization.
     Other keyword arguments: see LiveServer. vLLM has no bound for its queue unless one is given.
     """
 
@@ -46,6 +47,7 @@ class FakeVLLM(LiveServer):
         *,
         aliases: Sequence[str] = (),
         version: str = "0.32.0",
+        memory_share: float = 0.92,
         api_key: str | None = None,
         speed: Speed | None = None,
         parallel: int | None = None,
@@ -59,6 +61,7 @@ class FakeVLLM(LiveServer):
         self.model = model
         self.names = [model.name, *aliases]
         self.version = version
+        self.memory_share = memory_share
         self._since = time.time()
         self._ready = 0.0
 
@@ -191,6 +194,7 @@ class FakeVLLM(LiveServer):
             lines.append(
                 f'vllm:request_success_total{{engine="0",finished_reason="{reason}",model_name="{self.model.name}"}} {value}'
             )
+        lines.append(f'vllm:cache_config_info{{engine="0",gpu_memory_utilization="{self.memory_share:g}"}} 1.0')
         text = "\n".join(lines) + "\n"
         return Reply(200, {**HEADERS, "content-type": "text/plain; version=1.0.0; charset=utf-8"}, text.encode())
 

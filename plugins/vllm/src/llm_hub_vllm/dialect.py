@@ -13,7 +13,7 @@ from llm_hub.messages import ChatRequest, Reasoning, ResponseFormat, TokenCount
 from llm_hub.openai_dialect import OpenAIDialect, optional
 from llm_hub.openai_encoding import to_json
 from llm_hub.openai_errors import first_words
-from llm_hub_vllm.metrics import parse_load
+from llm_hub_vllm.metrics import parse_load, parse_share
 from llm_hub_vllm.settings import GUIDED, VLLMSettings
 
 __all__ = ["EMBEDDING_FEATURES", "FEATURES", "VLLMDialect"]
@@ -132,6 +132,11 @@ class VLLMDialect(OpenAIDialect):
             reply = yield from optional(HttpRequest("GET", "/metrics"))
             load = parse_load(reply.body.decode("utf-8", "replace")) if reply is not None else None
         return version, "" if load is None else str(load)
+
+    def memory_share(self) -> Conversation[float | None]:
+        """Ask for the share of each GPU that the server was started with."""
+        reply = yield from optional(HttpRequest("GET", "/metrics"))
+        return parse_share(reply.body.decode("utf-8", "replace")) if reply is not None else None
 
     def count_tokens(self, request: ChatRequest) -> Conversation[TokenCount]:
         """Count the tokens of a conversation as the model's chat template writes it."""

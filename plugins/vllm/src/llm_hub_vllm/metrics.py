@@ -7,7 +7,7 @@ import re
 
 import msgspec
 
-__all__ = ["Load", "parse_load"]
+__all__ = ["Load", "parse_load", "parse_share"]
 
 # Prometheus text format: name, labels, value. `gpu_cache_usage_perc` is the older name of `kv_cache_usage_perc`.
 _SAMPLE = re.compile(
@@ -15,6 +15,9 @@ _SAMPLE = re.compile(
     r"(?:\{(?P<labels>.*)\})? (?P<value>\S+)",
     re.MULTILINE,
 )
+
+
+_SHARE = re.compile(r"""^vllm:cache_config_info\{[^}]*\bgpu_memory_utilization="([0-9.eE+-]+)\"""", re.MULTILINE)
 
 
 class Load(msgspec.Struct, frozen=True):
@@ -51,3 +54,12 @@ def parse_load(text: str, *, model: str | None = None) -> Load | None:
     if not seen:
         return None
     return Load(int(counts["num_requests_running"]), int(counts["num_requests_waiting"]), cache)
+
+
+def parse_share(text: str) -> float | None:
+    """The share of each GPU's memory that the server was started with (`--gpu-memory-utilization`); None where it does not say."""
+    match = _SHARE.search(text)
+    try:
+        return float(match[1]) if match is not None else None
+    except ValueError:
+        return None
