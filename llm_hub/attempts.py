@@ -371,7 +371,8 @@ def _may_pass_on(error: HubError, call: Call) -> bool:
     """May it be tried again, here or elsewhere? Only if no backend can have acted on a call that must not be repeated."""
     if call.remaining() <= 0:  # then this error says who was slow
         return False
-    return error.failover and (call.repeatable or isinstance(error, _NOT_ACTED))
+    not_acted = isinstance(error, _NOT_ACTED) or (isinstance(error, DeadlineExceeded) and error.stage == "connect")
+    return error.failover and (call.repeatable or not_acted)
 
 
 def _may_repeat(error: HubError) -> bool:

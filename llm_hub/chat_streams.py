@@ -181,13 +181,15 @@ class _Stream:
         if isinstance(error, StreamInterrupted):
             error.partial = self.text
             return error
-        return StreamInterrupted(
+        interrupted = StreamInterrupted(
             f"the answer broke off: {error.message}",
             partial=self.text,
             status=getattr(error, "status", None),
             backend=error.backend,
             hint=error.hint,
         )
+        interrupted.blames_backend, interrupted.ejects = error.blames_backend, error.ejects
+        return interrupted
 
     def _finish(self) -> None:
         """The backend says that this was all: check it, and put the answer together."""

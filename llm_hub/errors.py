@@ -364,6 +364,8 @@ class DeadlineExceeded(BackendError):
         super().__init__(message, backend=backend, hint=hint)
         self.stage = stage
         self.seconds = seconds
+        if stage == "connect":  # nothing was sent
+            self.retryable = True
 
 
 class StreamInterrupted(BackendError):

@@ -185,7 +185,9 @@ class Health:
         if error.retry_after is not None and error.retry_after > 0:
             return self.breaker.pause(visit, error.retry_after, reason)
         # A backend that cannot be reached, or is full, fails whatever is asked: there each call counts, not each request.
-        each = isinstance(error, BackendUnreachable | BackendOverloaded)
+        each = isinstance(error, BackendUnreachable | BackendOverloaded) or (
+            isinstance(error, DeadlineExceeded) and error.stage == "connect"
+        )
         opened = self.breaker.blame(visit, object() if each else request(), reason, at_once=at_once)
         if opened:
             self.needs = Rung.MODEL_PRESENT if each else Rung.GENERATING

@@ -12,6 +12,7 @@ from llm_hub.config import BackendConfig, BuildContext
 from llm_hub.dialect import Conversation, Dialect, EmbeddingDialect, HttpReply, HttpRequest
 from llm_hub.errors import (
     BackendError,
+    BackendFailed,
     Cancelled,
     ConnectionLost,
     DeadlineExceeded,
@@ -141,7 +142,13 @@ class HttpBackend:
                 decoder = self.dialect.decode_stream(request)
                 guard = exchange.guard
                 while not decoder.done and (piece := await port.next(exchange)) is not None:
-                    if chunks := decoder.feed(piece):
+                    try:
+                        chunks = decoder.feed(piece)
+                    except BackendFailed as error:
+                        # An error in place of the first chunk: it has done nothing yet, and may do better.
+                        error.retryable = error.retryable or not (produced or error.ejects)
+                        raise
+                    if chunks:
                         produced = produced or any(chunk.has_content for chunk in chunks)
                         if produced:
                             guard.enter("between tokens", waits.between_tokens)

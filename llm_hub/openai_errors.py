@@ -206,13 +206,24 @@ def classify(
         return BackendOverloaded(f"it sheds load: {text}", retry_after=retry_after, status=status)
     if status == 503:
         if _found(_DEAD, text):
-            return BackendFailed(f"it is broken: {text}", status=status, hint="Restart it; see its log.")
+            return _dead(f"it is broken: {text}", status)
         if _found(_LOADING, text):
-            return BackendLoading(f"it is loading the model: {text}", status=status)
+            loading = BackendLoading(f"it is loading the model: {text}", status=status)
+            loading.retry_after = retry_after
+            return loading
         return BackendOverloaded(f"it cannot take the request now: {text}", retry_after=retry_after, status=status)
+    if status >= 500 and _found(_DEAD, text):
+        return _dead(f"it failed ({status}): {text}", status)
     if status >= 500 or status == 408:
         return BackendFailed(f"it failed ({status}): {text}", status=status, hint="See the log of the backend.")
     return InvalidRequest(f"it refuses the request ({status}): {text}")
+
+
+def _dead(message: str, status: int) -> BackendFailed:
+    """Its engine has died, or its memory is full: it is out of use at once."""
+    error = BackendFailed(message, status=status, hint="Restart it; see its log.")
+    error.ejects = True
+    return error
 
 
 _STATUS = {

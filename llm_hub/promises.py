@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from typing import Any
+from urllib.parse import unquote
 
 import msgspec
 
@@ -30,8 +31,8 @@ _TYPES: Mapping[str, tuple[type, ...]] = {
 def check_promises(request: ChatRequest, response: ChatResponse) -> None:
     """Raise ProtocolError for an answer that ended by itself and is not what was asked for.
 
-    Of a JSON schema it looks at types, required and additional properties, items, enum and const: enough to tell an answer
-    that ignored the schema from one that follows it.
+    Of a JSON schema it looks at types, required and additional properties, items, enum, const, the alternatives of anyOf,
+    oneOf and allOf, and what `$ref` means within the schema: enough to tell an answer that ignored it from one that follows it.
     """
     forced = request.tools and request.tool_choice not in (None, "auto", "none")
     if request.response_format is None and not forced:
@@ -40,17 +41,24 @@ def check_promises(request: ChatRequest, response: ChatResponse) -> None:
         if choice.finish_reason not in ("stop", "tool_calls"):
             continue  # cut off: that it is no whole is said already
         if forced and not choice.message.tool_calls:
-            raise ProtocolError(
+            raise _broken(
                 f"it was to call a tool ({request.tool_choice}) and answered with text: {_begin(choice)}",
-                hint="It ignores tool_choice, or its model cannot call tools: name another backend or model, or use tool_choice='auto'.",
+                "It ignores tool_choice, or its model cannot call tools: name another backend or model, or use tool_choice='auto'.",
             )
         if request.response_format is not None and not choice.message.tool_calls:
             wrong = _against(request.response_format, choice.message.text)
             if wrong:
-                raise ProtocolError(
+                raise _broken(
                     f"its answer is not the {request.response_format.type} that was asked for ({wrong}): {_begin(choice)}",
-                    hint="It ignores response_format: upgrade it, or name a backend that does not.",
+                    "It ignores response_format: upgrade it, or name a backend that does not.",
                 )
+
+
+def _broken(message: str, hint: str) -> ProtocolError:
+    """The error for an answer that is none; the backend is well, and the next may be one."""
+    error = ProtocolError(message, hint=hint)
+    error.blames_backend = False
+    return error
 
 
 def _begin(choice: Choice) -> str:
@@ -74,14 +82,25 @@ def _against(wanted: ResponseFormat, text: str) -> str | None:
         return f"it is no JSON: {error}"
     if wanted.type == "json_object":
         return None if isinstance(value, dict) else "it is JSON, but no object"
-    return _violation(value, wanted.schema or {}, "$")
+    schema = wanted.schema or {}
+    return _violation(value, schema, "$", schema)
 
 
-def _violation(value: Any, schema: Any, where: str) -> str | None:
-    if not isinstance(schema, Mapping):
+def _violation(value: Any, schema: Any, where: str, root: Mapping[str, Any], depth: int = 0) -> str | None:
+    """What is wrong with the value. `root` is the whole schema, within which `$ref` points; `depth` ends a ring of them."""
+    if not isinstance(schema, Mapping) or depth > _DEEPEST:
         return None
     if "$ref" in schema:
-        return None  # kept by the backend or not, it is not followed here
+        wrong = _violation(value, _referred(schema["$ref"], root), where, root, depth + 1)
+        if wrong is not None:
+            return wrong
+    for part in _schemas(schema, "allOf"):
+        if (wrong := _violation(value, part, where, root, depth + 1)) is not None:
+            return wrong
+    for key in ("anyOf", "oneOf"):
+        found = [_violation(value, part, where, root, depth + 1) for part in _schemas(schema, key)]
+        if found and all(found):
+            return found[0] if len(found) == 1 else f"{where} is none of {len(found)} alternatives ({found[0]})"
     if "const" in schema and value != schema["const"]:
         return f"{where} is not {schema['const']!r}"
     if isinstance(schema.get("enum"), list | tuple) and value not in schema["enum"]:
@@ -92,12 +111,38 @@ def _violation(value: Any, schema: Any, where: str) -> str | None:
     if known and len(known) == len(names) and not any(_is(value, types) for types in known):
         return f"{where} is no {' or '.join(map(str, names))}"
     if isinstance(value, dict):
-        return _object(value, schema, where)
+        return _object(value, schema, where, root, depth)
     if isinstance(value, list) and isinstance(schema.get("items"), Mapping):
         for at, item in enumerate(value):
-            if (wrong := _violation(item, schema["items"], f"{where}[{at}]")) is not None:
+            if (wrong := _violation(item, schema["items"], f"{where}[{at}]", root, depth + 1)) is not None:
                 return wrong
     return None
+
+
+_DEEPEST = 200
+_ELSEWHERE = {"patternProperties", "$ref", "allOf", "anyOf", "oneOf"}
+"""Where properties may be allowed that `properties` does not name."""
+
+
+def _schemas(schema: Mapping[str, Any], key: str) -> list[Any]:
+    parts = schema.get(key)
+    return [*parts] if isinstance(parts, list | tuple) else []
+
+
+def _referred(pointer: Any, root: Mapping[str, Any]) -> Any:
+    """What a pointer into the schema itself means (RFC 6901); None, which allows everything, for any other."""
+    if not isinstance(pointer, str) or not pointer.startswith("#"):
+        return None
+    found: Any = root
+    for step in pointer[1:].split("/")[1:]:
+        name = unquote(step).replace("~1", "/").replace("~0", "~")
+        if isinstance(found, Mapping):
+            found = found.get(name)
+        elif isinstance(found, list | tuple) and name.isdecimal() and int(name) < len(found):
+            found = found[int(name)]
+        else:
+            return None
+    return found
 
 
 def _is(value: Any, types: tuple[type, ...]) -> bool:
@@ -108,7 +153,9 @@ def _is(value: Any, types: tuple[type, ...]) -> bool:
     return isinstance(value, types)
 
 
-def _object(value: dict[str, Any], schema: Mapping[str, Any], where: str) -> str | None:
+def _object(
+    value: dict[str, Any], schema: Mapping[str, Any], where: str, root: Mapping[str, Any], depth: int
+) -> str | None:
     properties = schema.get("properties")
     properties = properties if isinstance(properties, Mapping) else {}
     required = schema.get("required")
@@ -117,8 +164,8 @@ def _object(value: dict[str, Any], schema: Mapping[str, Any], where: str) -> str
             return f"{where} has no {name!r}"
     for name, inner in value.items():
         if name in properties:
-            if (wrong := _violation(inner, properties[name], f"{where}.{name}")) is not None:
+            if (wrong := _violation(inner, properties[name], f"{where}.{name}", root, depth + 1)) is not None:
                 return wrong
-        elif schema.get("additionalProperties") is False and "patternProperties" not in schema:
+        elif schema.get("additionalProperties") is False and not _ELSEWHERE & schema.keys():
             return f"{where} has {name!r}, which the schema does not allow"
     return None

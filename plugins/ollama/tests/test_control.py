@@ -225,6 +225,7 @@ def test_a_server_that_is_not_ollama_is_a_protocol_error() -> None:
 PRESENT: dict[str, Any] = {
     "/api/version": ok({"version": "0.32.15"}),
     "/api/tags": ok({"models": [stored("m:latest"), stored("other:1b")]}),
+    "/api/ps": ok({"models": []}),
 }
 
 
@@ -235,10 +236,16 @@ def test_the_ladder_asks_no_more_than_its_rung_needs(recordings: dict[str, Recor
     assert asked == ["GET /api/version"]
     present, asked = probe(Rung.MODEL_PRESENT, server, "smollm2:135m")
     assert present.ok
-    assert asked == ["GET /api/version", "GET /api/tags"]
+    assert present.degraded == "the model runs on the CPU"
+    assert present.digest
+    assert asked == ["GET /api/version", "GET /api/tags", "GET /api/ps"]
     loaded, asked = probe(Rung.LOADED, server, "smollm2:135m")
     assert loaded == Probe(
-        rung=Rung.LOADED, wanted=Rung.LOADED, version="0.32.15", degraded="the model runs on the CPU"
+        rung=Rung.LOADED,
+        wanted=Rung.LOADED,
+        version="0.32.15",
+        degraded="the model runs on the CPU",
+        digest=present.digest,
     )
     assert asked == ["GET /api/version", "GET /api/tags", "GET /api/ps"]
 
@@ -265,7 +272,7 @@ def test_a_model_that_the_list_writes_otherwise_is_still_found() -> None:
 def test_a_model_is_present_under_every_form_of_its_name(name: str) -> None:
     found, asked = probe(Rung.MODEL_PRESENT, served(PRESENT), name)
     assert found.ok
-    assert asked == ["GET /api/version", "GET /api/tags"]
+    assert asked == ["GET /api/version", "GET /api/tags", "GET /api/ps"]
 
 
 def test_without_a_model_s_name_the_ladder_ends_below_it() -> None:

@@ -48,7 +48,8 @@ def climb(
 ) -> Conversation[Probe]:
     """Climb the health ladder.
 
-    ALIVE asks for the version and MODEL_PRESENT for the list; neither loads anything. LOADED loads the model if it is
+    ALIVE asks for the version and MODEL_PRESENT for the lists of what is there and what is loaded; neither loads anything.
+    LOADED loads the model if it is
     not in memory, by the request that is meant for it (a conversation without messages); GENERATING has it write one
     token, or embed a word if that is the capability. Both use the options of the model's profile, so that the requests
     after them find it loaded as they need it.
@@ -68,12 +69,20 @@ def climb(
                 break
             yield from climb_step()
             reached = step
+        if rung is Rung.MODEL_PRESENT:
+            yield from climber.look()
     except (BackendError, RequestError) as error:
         if isinstance(error, DeadlineExceeded) and error.stage == "total":
             raise  # the caller's own deadline says nothing about the backend
         detail, hint = error.message, error.hint
     return Probe(
-        rung=reached, wanted=rung, detail=detail, hint=hint, version=climber.version, degraded=climber.degraded
+        rung=reached,
+        wanted=rung,
+        detail=detail,
+        hint=hint,
+        version=climber.version,
+        degraded=climber.degraded,
+        digest=climber.digest,
     )
 
 
@@ -87,6 +96,7 @@ class _Climber:
         self.encoder = encoder
         self.version: str | None = None
         self.degraded: str | None = None
+        self.digest: str | None = None
 
     def alive(self) -> Conversation[None]:
         self.version = decode(_good((yield _VERSION)), Version).version
@@ -107,8 +117,22 @@ class _Climber:
             if reply.status == 404:
                 raise model_missing(self.model, available=names)
             _good(reply)
-        elif one.remote_host:
+            return
+        self.digest = one.digest
+        if one.remote_host:
             self.degraded = f"another server runs the model: {one.remote_host}"
+
+    def look(self) -> Conversation[None]:
+        """If it is loaded: is it on the GPU as a whole? What cannot be asked is no reason to call it ill."""
+        try:
+            reply = yield _PS
+            running = find(self.model or "", decode(_good(reply), RunningModels).models)
+        except (BackendError, RequestError) as error:
+            if isinstance(error, DeadlineExceeded) and error.stage == "total":
+                raise
+            return
+        if running is not None:
+            self.degraded = spill(running) or self.degraded
 
     def loaded(self) -> Conversation[None]:
         model = self.model or ""

@@ -60,6 +60,9 @@ _MEMORY = re.compile(
 )
 
 
+_DIED = re.compile(r"(?:runner|server) process (?:has terminated|no longer running)|exit status \d|signal arrived")
+
+
 class _Detail(msgspec.Struct, frozen=True):
     """What an error says: its text, and the numbers and the kind where a nested error has them."""
 
@@ -200,7 +203,9 @@ def _classify(detail: _Detail, status: int | None, model: str | None, *, wait: f
     if code in (429, 503) or _BUSY.search(folded):
         return BackendOverloaded(text, status=code, retry_after=wait, hint=_QUEUE)
     if _MEMORY.search(folded):
-        return BackendFailed(text, status=code, hint=_SMALLER)
+        return _ejected(BackendFailed(text, status=code, hint=_SMALLER))
+    if _DIED.search(folded):
+        return _ejected(BackendFailed(text, status=code, hint="See the log of Ollama: journalctl -u ollama"))
     if "timed out waiting" in folded:
         return BackendFailed(text, status=code, hint="Give the load longer: OLLAMA_LOAD_TIMEOUT=10m on the server.")
     if code >= 500:
@@ -208,6 +213,12 @@ def _classify(detail: _Detail, status: int | None, model: str | None, *, wait: f
     if code == 404:
         return ProtocolError(text, status=code, hint="Set base_url to the address of Ollama itself, without a path.")
     return InvalidRequest(text)
+
+
+def _ejected(error: BackendFailed) -> BackendFailed:
+    """The process of the model is gone, or found no room: nothing more is to be sent there for a while."""
+    error.ejects = True
+    return error
 
 
 _KEY = "Ollama itself asks for no key: set the one of the proxy in front of it, as api_key or api_key_env."
