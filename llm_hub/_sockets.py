@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
+import ipaddress
 import math
 import os
 import select
 import socket
 import ssl
+import threading
 import weakref
 from collections.abc import Iterable
 from typing import Any, TypeVar
@@ -180,7 +183,7 @@ class SyncNetwork(httpcore.NetworkBackend):
         guard: Guard = timeout
         guard.left()
         try:
-            addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+            addresses = _look_up(host, port, guard)
         except OSError as error:
             raise _refused(guard, host, port, error) from error
         failed: OSError | None = None
@@ -198,6 +201,35 @@ class SyncNetwork(httpcore.NetworkBackend):
             return SyncStream(sock, self.streams)
         failed = failed or OSError("has no address")
         raise _refused(guard, host, port, failed) from failed
+
+
+_Addresses = list[tuple[Any, ...]]
+
+
+def _look_up(host: str, port: int, guard: Guard) -> _Addresses:
+    """The addresses of a host. A name is looked up in a thread: a name server may take longer than the deadline."""
+    with contextlib.suppress(ValueError):
+        ipaddress.ip_address(host)
+        return [*socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
+    found: list[_Addresses | OSError] = []
+    done = threading.Event()
+
+    def ask() -> None:
+        try:
+            found.append([*socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)])
+        except OSError as error:
+            found.append(error)
+        finally:
+            done.set()
+
+    threading.Thread(target=ask, name=f"llm-hub-lookup-{host}", daemon=True).start()
+    while not done.wait(min(guard.left(), _SLICE)):
+        pass
+    if not found:
+        raise OSError("cannot be looked up")
+    if isinstance(found[0], OSError):
+        raise found[0]
+    return found[0]
 
 
 def _connect(sock: socket.socket, address: Any, guard: Guard) -> None:

@@ -273,6 +273,7 @@ class Journey(Generic[R, T]):
         poll, until = _POLL, 0.0
         while True:
             self._attempts += 1
+            destination.health.calls += 1
             if self._attempts == 1:
                 destination.health.budget.request(visit.began)
             try:

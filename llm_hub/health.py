@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from llm_hub.breaker import Breaker, BreakerState
+from llm_hub.call import CancelToken
 from llm_hub.capabilities import Capability, Probe, Rung
 from llm_hub.config import BackendConfig, BackendLimits
 from llm_hub.errors import (
@@ -129,8 +130,9 @@ class Health:
         self.digests: dict[str, str] = {}
         self.served_at: dict[str | None, float] = {}
         self.asked_at = clock()
-        self.watched = False  # is somebody probing it in the background?
+        self.watcher: threading.Thread | None = None  # who probes it in the background
         self.watch_lock = threading.Lock()
+        self.stop = CancelToken()  # for that thread
         self.last_error: HubError | None = None
         self.last_error_at: float | None = None
         self._latency: deque[float] = deque(maxlen=_KEPT)
@@ -143,7 +145,6 @@ class Health:
 
     def visit(self) -> Visit:
         """Begin an attempt. It has no place yet: see `Limiter.enter`."""
-        self.calls += 1
         now = self.asked_at = self.clock()
         return Visit(self, now)
 
@@ -222,6 +223,15 @@ class Health:
         self.digests[model] = probe.digest
         return None if before in (None, probe.digest) else f"{str(before)[:12]} before, {probe.digest[:12]} now"
 
+    def rest(self, seconds: float) -> None:
+        """Wait, until the hub is closed at most. For the thread that probes in the background."""
+        over = threading.Event()
+        self.stop.subscribe(over, over.set)
+        try:
+            over.wait(seconds)
+        finally:
+            self.stop.unsubscribe(over)
+
     # -- showing ------------------------------------------------------------------------------------------------------
 
     def snapshot(self) -> BackendCondition:
@@ -258,7 +268,7 @@ class Health:
     def forked(self) -> None:
         """In the child of a fork: the threads and tasks of the parent are not here."""
         self.watch_lock = threading.Lock()
-        self.watched = False
+        self.watcher = None
         self.breaker.forked()
         self.budget.forked()
         self.limiter.forked()
@@ -319,6 +329,17 @@ class HealthBook:
         with self._lock:
             found = [pages[-1][1] for pages in self._pages.values() if pages]
         return tuple(sorted((one.snapshot() for one in found), key=lambda one: (one.name, one.address or "")))
+
+    def close(self, timeout: float = 1.0) -> None:
+        """End the probes in the background, waiting at most so many seconds for each."""
+        with self._lock:
+            found = [health for pages in self._pages.values() for _, health in pages]
+        for health in found:
+            health.stop.cancel()
+        for health in found:
+            watcher = health.watcher
+            if watcher is not None and watcher is not threading.current_thread():
+                watcher.join(timeout)
 
     def _forked(self) -> None:
         self._lock = threading.Lock()

@@ -456,6 +456,7 @@ class Hub:
         self._epochs.publish(None)
         if epoch is not None and ours:
             try:
+                self._health.close()
                 epoch.value.close()
             finally:
                 self._transport.close()

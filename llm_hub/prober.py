@@ -63,20 +63,19 @@ def tell_closed(runtime: Runtime, health: Health) -> None:
 def _start(work: object, runtime: Runtime, destination: Destination, capability: Capability, health: Health) -> None:
     """One thread a backend at most."""
     with health.watch_lock:
-        if health.watched:
+        if health.watcher is not None or health.stop.cancelled:
             return
-        health.watched = True
-    thread = threading.Thread(
-        target=_in_thread,
-        args=(work, weakref.ref(runtime), destination, capability),
-        name=f"llm-hub-probe-{health.name}",
-        daemon=True,
-    )
-    try:
-        thread.start()
-    except RuntimeError as failure:  # the interpreter ends, or the process can have no more threads
-        health.watched = False
-        logger.debug("no probe of %s: %s", health.name, failure)
+        health.watcher = thread = threading.Thread(
+            target=_in_thread,
+            args=(work, weakref.ref(runtime), destination, capability),
+            name=f"llm-hub-probe-{health.name}",
+            daemon=True,
+        )
+        try:
+            thread.start()
+        except RuntimeError as failure:  # the interpreter ends, or the process can have no more threads
+            health.watcher = None
+            logger.debug("no probe of %s: %s", health.name, failure)
 
 
 def _in_thread(work: object, runtime: weakref.ref[Runtime], destination: Destination, capability: Capability) -> None:
@@ -84,7 +83,7 @@ def _in_thread(work: object, runtime: weakref.ref[Runtime], destination: Destina
     try:
         work(runtime, destination, capability)  # type: ignore[operator]
     finally:
-        health.watched = False
+        health.watcher = None
 
 
 def _watch(ref: weakref.ref[Runtime], destination: Destination, capability: Capability) -> None:
@@ -101,7 +100,7 @@ def _watch(ref: weakref.ref[Runtime], destination: Destination, capability: Capa
             return
         _cool_down(ref, health, probe)
     while not breaker.closed and not breaker.asked:
-        time.sleep(breaker.cooling() * _EARLY)
+        health.rest(breaker.cooling() * _EARLY)
         if _no_more(health):
             return
         limit = _limit(destination, health.needs)
@@ -119,7 +118,7 @@ def _watch(ref: weakref.ref[Runtime], destination: Destination, capability: Capa
 
 def _no_more(health: Health) -> bool:
     """Has a call found it well meanwhile, or has nobody asked for it for long?"""
-    return health.breaker.closed or health.clock() - health.asked_at > _FORGOTTEN
+    return health.stop.cancelled or health.breaker.closed or health.clock() - health.asked_at > _FORGOTTEN
 
 
 def _cool_down(ref: weakref.ref[Runtime], health: Health, probe: Probe) -> None:
@@ -149,7 +148,7 @@ def _probe(ref: weakref.ref[Runtime], destination: Destination, capability: Capa
     if runtime is None or runtime.is_closed():
         return None
     began = time.monotonic()
-    call = Call(timeout=_limit(destination, rung), timeouts=destination.timeouts)
+    call = Call(timeout=_limit(destination, rung), timeouts=destination.timeouts, cancel=destination.health.stop)
     try:
         probe: Probe = destination.backend.probe(rung, destination.model, call)
     except HubError as error:
@@ -157,7 +156,7 @@ def _probe(ref: weakref.ref[Runtime], destination: Destination, capability: Capa
         probe = Probe(rung=reached, wanted=rung, detail=error.message, hint=error.hint)
     except Exception as error:  # noqa: BLE001 - a plugin may raise anything
         probe = Probe(rung=None, wanted=rung, detail=f"its plugin raised {type(error).__name__}: {error}")
-    if runtime.is_closed():
+    if runtime.is_closed() or destination.health.stop.cancelled:
         return None
     runtime.note_probe(destination.name, destination.model, capability, probe, seconds=time.monotonic() - began)
     return probe
