@@ -201,7 +201,7 @@ class _Keeper:
             while not self._supervisor._stopping.is_set():
                 if not self._once():
                     return
-            self._become("stopped", "stopped")
+            self._become("stopped", "as it was asked to")
         except Exception as error:  # noqa: BLE001 - the others go on; it is told, and the command ends with 1
             self._become("failed", f"the supervisor failed: {type(error).__name__}: {error}")
 

@@ -222,6 +222,19 @@ def test_keys_that_are_not_set_here_are_found_by_name() -> None:
     assert placeholders("not toml", {}) == []
 
 
+def test_the_examples_of_the_page_are_settings() -> None:
+    page = (ROOT / "docs" / "deployment.md").read_text("utf-8")
+    first, gpus, services = re.findall(r"^```toml\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
+    plugins = ["llamacpp", "ollama", "vllm"]
+    local = Settings.from_toml(first, plugins=plugins)
+    assert [config.base_urls[None] for config in local.backends.values()] == [
+        "http://127.0.0.1:8081",
+        "http://127.0.0.1:8082",
+    ]
+    assert [one.gpus for one in Settings.from_toml(gpus, environ=KEYS, plugins=plugins).assignments] == [(1,), (0,)]
+    assert yaml.safe_load(made(f"{gpus}\n{services}"))["services"]["chat"]["ports"] == ["127.0.0.1:8080:8080"]
+
+
 # -- the command ------------------------------------------------------------------------------------------------------
 
 
