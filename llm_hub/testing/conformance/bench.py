@@ -15,6 +15,7 @@ from llm_hub.call import Call, CancelToken, Timeouts
 from llm_hub.capabilities import Capability, Feature
 from llm_hub.hub import Hub
 from llm_hub.manifest import PluginManifest
+from llm_hub.messages import EmbedResponse
 from llm_hub.registry import Registry
 from llm_hub.settings import Settings
 from llm_hub.testing.conformance.requirements import Requirements
@@ -93,6 +94,8 @@ class Ended(Generic[T]):
         what = f"{self.what}," if "," in self.what and not self.what.endswith(",") else self.what
         if self.error is not None:
             return f"{what} raised {type(self.error).__name__}: {self.error}"
+        if isinstance(self.value, EmbedResponse):
+            return f"{what} gave {len(self.value)} vectors of {self.value.dimension} numbers"
         return f"{what} gave {self.value!r:.300}"
 
     def raised(self, *kinds: type[BaseException]) -> Any:

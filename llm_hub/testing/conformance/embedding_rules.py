@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import math
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -175,11 +176,17 @@ def unit(bench: EmbeddingBench) -> None:
     remedy="Send UTF-8, escaped as JSON asks for; do not strip or encode texts yourself.",
 )
 def unicode(bench: EmbeddingBench) -> None:
-    """A text of each kind; those with words are told apart."""
+    """A text of each kind: alone and together the same, and as it is in what was sent."""
     words = ["Grüße aus Köln", "春になると桜が咲く", "Съешь ещё этих булок", "مرحبا بالعالم", 'a "quoted" \\ text']
     others = ["😀👩‍👩‍👧", "tab\tnewline\nreturn\r", "nul \x00 here", "e\u0301 is é", "\ufeffmarked"]
     for way in bench.ways:
+        before = len(bench.server.requests) if bench.server is not None else 0
         found = bench.embed(way, *words, *others).vectors
+        if bench.server is not None:
+            sent = b"".join(request.body for request in bench.server.requests[before:])
+            for text in (*words, *others):
+                spelt = [json.dumps(text, ensure_ascii=ascii)[1:-1].encode() for ascii in (True, False)]  # noqa: A001
+                expect(any(one in sent for one in spelt), f"{way}: {text!r} did not arrive at the server as it is")
         expect(len(found) == 10, f"{way} of 10 texts gave {len(found)} vectors")
         for text, vector in zip([*words, *others], found, strict=True):
             expect(math.isfinite(math.hypot(*vector)) and any(vector), f"{way} gave no sound vector for {text!r}")
@@ -216,7 +223,8 @@ def dimensions(bench: EmbeddingBench) -> None:
             )
         if bench.requirements.normalized:
             expect(found.normalized, f"{way} with dimensions={wanted} gave the lengths {found.norms}, not 1")
-        bench.hub_embed(way, TEXTS[:2], dimensions=wanted)
+        if Feature.DIMENSIONS in bench.features:  # else the hub lets nobody ask
+            bench.hub_embed(way, TEXTS[:2], dimensions=wanted)
 
 
 @RULES.rule(
@@ -268,6 +276,10 @@ def overflow(bench: EmbeddingBench) -> None:
             f"{through}: of the numbers it has tokens={error.tokens} and limit={error.limit}",
         )
         expect(error.backend == BACKEND, f"{through}: it names the backend {error.backend!r}")
+        expect(
+            abs((error.limit or 0) - limit) <= max(4, limit // 20),
+            f"{through}: the limit is {error.limit} tokens by the error, and {limit} by models() or the requirements",
+        )
 
 
 @RULES.rule(
@@ -393,9 +405,10 @@ def usage(bench: EmbeddingBench) -> None:
 def wrong_answers(bench: EmbeddingBench) -> None:
     """Through the hub, which checks every vector that it is given."""
     for fault in (Fault.EMBED_WRONG_COUNT, Fault.EMBED_WRONG_DIMENSION, Fault.EMBED_NAN, Fault.EMBED_ZERO):
-        with bench.faulty(fault) as active:
-            for way in bench.ways:
-                ended = Ended(partial(bench.hub_embed, way, TEXTS[:3]), way)
+        # A hub of its own: after some failures the breaker of the shared one would be open.
+        with bench.another() as fresh, fresh.faulty(fault) as active:
+            for way in fresh.ways:
+                ended = Ended(partial(fresh.hub_embed, way, TEXTS[:3]), way)
                 ended.what = f"{way}, while the server shows {fault.name}"
                 if not active.hits:
                     not_here("the server has no route for embeddings that this fault knows (/embed or /embeddings)")
@@ -410,7 +423,7 @@ def wrong_answers(bench: EmbeddingBench) -> None:
     needs=Needs.SERVER,
 )
 def probe(bench: EmbeddingBench) -> None:
-    """While all is well, and while vectors are zero."""
+    """While all is well, and while the vectors are wrong."""
     before = len(bench.fake.requests)
     sound = bench.backend.probe(Rung.GENERATING, bench.model, bench.call())
     expect(sound.ok, f"the probe of a sound server reached {sound.rung!r}: {sound.detail}")
@@ -419,8 +432,13 @@ def probe(bench: EmbeddingBench) -> None:
     expect(not chats, f"the probe asked an embedding model to chat: {', '.join(chats)}")
     for fault in (Fault.EMBED_ZERO, Fault.EMBED_NAN, Fault.EMBED_WRONG_COUNT):
         with bench.faulty(fault) as active:
+            Ended(partial(bench.embed, bench.ways[0], TEXTS[0]), "embed")
+            if not active.hits:
+                not_here("the server has no route for embeddings that this fault knows (/embed or /embeddings)")
+            hits = active.hits
             found = bench.backend.probe(Rung.GENERATING, bench.model, bench.call())
-            expect(not (active.hits and found.ok), f"the probe holds while the server shows {fault.name}")
+            expect(active.hits > hits, "the probe of the rung GENERATING embeds nothing")
+            expect(not found.ok, f"the probe holds while the server shows {fault.name}")
 
 
 # -- many callers -----------------------------------------------------------------------------------------------------

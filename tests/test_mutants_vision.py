@@ -1,0 +1,531 @@
+"""For each rule of describing and of reading a plugin that breaks it, and the rule that catches it by name."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import re
+import threading
+import time
+import urllib.request
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+import pytest
+
+from llm_hub.call import Call
+from llm_hub.capabilities import Capability, Feature, ModelInfo, Probe, Rung
+from llm_hub.dialect import HttpReply
+from llm_hub.engine import EngineBackend
+from llm_hub.errors import BackendFailed, HubError, InvalidRequest, ModelNotFound, UnsupportedFeature
+from llm_hub.http_backend import HttpBackend
+from llm_hub.manifest import PluginManifest
+from llm_hub.messages import (
+    ChatRequest,
+    ChatResponse,
+    ImagePart,
+    Message,
+    Part,
+    ReadRequest,
+    ReadResponse,
+    TextPart,
+    Usage,
+    Word,
+)
+from llm_hub.openai_dialect import server_root
+from llm_hub.testing import FakeVLLM
+from llm_hub.testing.conformance import Outcome, Requirements, Tier, run_suite, vision_describe, vision_read
+from llm_hub.testing.conformance.mutants import Parts, caught
+from llm_hub.testing.pictures import NotAnImage, look
+from llm_hub.testing.sights import BLANK, PAGE, PAGE_SIZE, PAGE_WORDS
+from llm_hub.testing.vision import VisionRequirements
+from llm_hub_vllm.dialect import FEATURES, VLLMDialect
+
+MUTANTS: list[tuple[str, str, object, type[Requirements]]] = []
+
+# -- what describes ---------------------------------------------------------------------------------------------------
+
+DESCRIBES = PluginManifest(api_version="1.0", summary="describes, for tests", features=FEATURES | {Feature.IMAGES})
+
+
+class Describes(VisionRequirements):
+    """The right plugin that describes."""
+
+    images = True
+    read = False
+
+    def server(self) -> FakeVLLM:
+        return FakeVLLM()
+
+
+def described(
+    *,
+    dialect: type[VLLMDialect] = VLLMDialect,
+    backend: type[HttpBackend] = HttpBackend,
+    manifest: PluginManifest = DESCRIBES,
+) -> object:
+    return Parts(
+        Capability.VISION,
+        manifest,
+        lambda config, context: backend(
+            dialect(capability=Capability.VISION),
+            config=server_root(config),
+            context=context,
+            capability=Capability.VISION,
+        ),
+    )
+
+
+def breaks(*rules: str) -> Callable[[type[Any]], type[Any]]:
+    """Marks a dialect, a backend or an engine that breaks these rules, each of which must catch it."""
+
+    def mark(kind: type[Any]) -> type[Any]:
+        wanted: type[Requirements] = Describes
+        if issubclass(kind, HttpBackend):
+            plugin = described(backend=kind)
+        elif issubclass(kind, VLLMDialect):
+            plugin = described(dialect=kind)
+        else:
+            plugin, wanted = reading(kind), Reads
+        MUTANTS.extend((f"vision.{rule}", kind.__name__, plugin, wanted) for rule in rules)
+        return kind
+
+    return mark
+
+
+class Sees(VLLMDialect):
+    """Sends other parts than those of the request."""
+
+    def parts(self, parts: tuple[Part, ...], message: Message, request: ChatRequest) -> tuple[Part, ...]:
+        return parts
+
+    def encode_body(self, request: ChatRequest, *, stream: bool = False) -> dict[str, Any]:
+        messages = tuple(
+            message
+            if isinstance(message.content, str)
+            else msgspec.structs.replace(message, content=self.parts(message.content, message, request))
+            for message in request.messages
+        )
+        return super().encode_body(msgspec.structs.replace(request, messages=messages), stream=stream)
+
+
+@breaks("describe", "describe.sees", "describe.sources", "describe.usage")
+class DropsImages(Sees):
+    def parts(self, parts: tuple[Part, ...], message: Message, request: ChatRequest) -> tuple[Part, ...]:
+        return tuple(part for part in parts if not isinstance(part, ImagePart))
+
+
+@breaks("describe.sees")
+class KeepsTheFirstImage(Sees):
+    kept: list[Part]
+
+    def parts(self, parts: tuple[Part, ...], message: Message, request: ChatRequest) -> tuple[Part, ...]:
+        self.kept = getattr(self, "kept", None) or [part for part in parts if isinstance(part, ImagePart)]
+        return tuple(self.kept[0] if isinstance(part, ImagePart) else part for part in parts)
+
+
+@breaks("describe.several")
+class DropsTheSecondImage(Sees):
+    def parts(self, parts: tuple[Part, ...], message: Message, request: ChatRequest) -> tuple[Part, ...]:
+        images = [part for part in parts if isinstance(part, ImagePart)]
+        return tuple(part for part in parts if part not in images[1:])
+
+
+@breaks("describe.several")
+class ReversesImages(Sees):
+    def parts(self, parts: tuple[Part, ...], message: Message, request: ChatRequest) -> tuple[Part, ...]:
+        return tuple(sorted(parts, key=lambda part: not isinstance(part, ImagePart)))[-2::-1] + parts[-1:]
+
+
+@breaks("describe.formats")
+class CallsEverythingPng(Sees):
+    def parts(self, parts: tuple[Part, ...], message: Message, request: ChatRequest) -> tuple[Part, ...]:
+        return tuple(ImagePart(part.data, "image/png") if isinstance(part, ImagePart) else part for part in parts)
+
+
+@breaks("describe.formats", "describe.large")
+class SendsTheBeginning(Sees):
+    """Of large images; and it drops the last bytes of small ones."""
+
+    def parts(self, parts: tuple[Part, ...], message: Message, request: ChatRequest) -> tuple[Part, ...]:
+        def cut(part: Part) -> Part:
+            return ImagePart(part.data[:100_000][:-1], part.media_type) if isinstance(part, ImagePart) else part
+
+        return tuple(map(cut, parts))
+
+
+@breaks("describe.history")
+class ForgetsImagesOfEarlierMessages(Sees):
+    def parts(self, parts: tuple[Part, ...], message: Message, request: ChatRequest) -> tuple[Part, ...]:
+        last = message is request.messages[-1]
+        return tuple(part for part in parts if last or not isinstance(part, ImagePart))
+
+
+@breaks("describe.broken")
+class BlamesItself(VLLMDialect):
+    def error(self, reply: HttpReply, *, model: str | None = None) -> HubError:
+        return BackendFailed("something went wrong")
+
+
+@breaks("describe.broken")
+class DropsWhatIsNoImage(Sees):
+    def parts(self, parts: tuple[Part, ...], message: Message, request: ChatRequest) -> tuple[Part, ...]:
+        return tuple(part for part in parts if not isinstance(part, ImagePart) or part.data[:1] in (b"\x89", b"\xff"))
+
+
+@breaks("describe.no-fetch")
+class FollowsUrls(Sees):
+    """As clients do that make images of the links in a prompt."""
+
+    def encode_body(self, request: ChatRequest, *, stream: bool = False) -> dict[str, Any]:
+        for message in request.messages:
+            for url in re.findall(r"http://[^\s)]+", message.text):
+                with contextlib.suppress(OSError):
+                    urllib.request.urlopen(url, timeout=1).close()
+        return super().encode_body(request, stream=stream)
+
+
+@breaks("describe.usage")
+class CountsWords(VLLMDialect):
+    def decode_chat(self, request: ChatRequest, reply: HttpReply) -> ChatResponse:
+        response = super().decode_chat(request, reply)
+        counted = sum(len(message.text.split()) for message in request.messages)
+        return msgspec.structs.replace(
+            response, usage=Usage(prompt_tokens=counted, completion_tokens=response.usage.completion_tokens)
+        )
+
+
+class Denying(frozenset[Feature]):
+    """Features that deny one that they hold."""
+
+    def __contains__(self, feature: object) -> bool:
+        return feature is not Feature.READ and super().__contains__(feature)
+
+
+class ReadsByPrompt(HttpBackend):
+    """Lets the hub believe that it reads, and asks a model to, whose words have no boxes."""
+
+    @property
+    def features(self) -> frozenset[Feature]:
+        return Denying({*super().features, Feature.READ})
+
+    def read(self, request: ReadRequest, call: Call) -> ReadResponse:
+        question = Message(role="user", content=(request.image, TextPart("Read it.")))
+        text = self.chat(ChatRequest(messages=(question,), model=request.model), call).text
+        return ReadResponse(text=text, words=(), width=1, height=1)
+
+    async def aread(self, request: ReadRequest, call: Call) -> ReadResponse:
+        return self.read(request, call)
+
+
+MUTANTS.append(
+    (
+        "vision.apart",
+        "ReadsByPrompt",
+        described(
+            backend=ReadsByPrompt,
+            manifest=msgspec.structs.replace(DESCRIBES, features=DESCRIBES.features | {Feature.READ}),
+        ),
+        Describes,
+    )
+)
+
+
+# -- what reads -------------------------------------------------------------------------------------------------------
+
+
+class Reads(VisionRequirements):
+    """The right plugin that reads."""
+
+    model = "reader"
+    images = False
+    read = True
+    sends_key = False
+
+
+class Reader:
+    """An engine that knows the page of the rules, and reads nothing else."""
+
+    features = frozenset({Feature.READ})
+
+    def models(self, call: Call) -> tuple[ModelInfo, ...]:
+        return (ModelInfo(name="reader", capabilities=frozenset({Capability.VISION}), features=self.features),)
+
+    def load(self, model: str | None, call: Call) -> None:
+        if model not in (None, "reader"):
+            raise ModelNotFound(f"it has no model {model!r}", model=model, available=("reader",))
+
+    def probe(self, rung: Rung, model: str | None, call: Call) -> Probe:
+        known = model in (None, "reader")
+        return Probe(rung=rung if known else Rung.ALIVE, wanted=rung, detail="" if known else "it has no such model")
+
+    def close(self) -> None:
+        pass
+
+    def words(self, data: bytes) -> tuple[Word, ...]:
+        return tuple(
+            Word(text=text, box=box, confidence=0.9, line=line, paragraph=line // 2) for text, box, line in PAGE_WORDS
+        )
+
+    def text(self, words: tuple[Word, ...]) -> str:
+        lines = itertools.groupby(words, key=lambda word: word.line)
+        return "\n".join(" ".join(word.text for word in line) for _, line in lines)
+
+    def size(self, data: bytes) -> tuple[int, int]:
+        return PAGE_SIZE if data == PAGE else (300, 200)
+
+    def read(self, request: ReadRequest, call: Call) -> ReadResponse:
+        data = request.image.data
+        if request.languages:
+            raise UnsupportedFeature("it knows no languages", features=("languages",))
+        if data not in (PAGE, BLANK):
+            self.check(data)
+        words = self.words(data) if data == PAGE else self.others(data)
+        width, height = self.size(data)
+        return ReadResponse(text=self.text(words), words=words, width=width, height=height, model="reader")
+
+    def check(self, data: bytes) -> None:
+        try:
+            look(data)
+        except NotAnImage as error:
+            raise InvalidRequest(str(error)) from error
+
+    def others(self, data: bytes) -> tuple[Word, ...]:
+        """What it reads where nothing is written."""
+        return ()
+
+
+def reading(engine: type[Reader] = Reader, *, backend: type[EngineBackend] = EngineBackend) -> object:
+    manifest = PluginManifest(
+        api_version="1.0",
+        summary="reads, for tests",
+        features=frozenset({Feature.READ}),
+        default_models={Capability.VISION: "reader"},
+    )
+    return Parts(Capability.VISION, manifest, lambda config, context: backend(engine(), name=config.name, workers=4))
+
+
+class Rewrites(Reader):
+    """A reader that makes something else of each word."""
+
+    def word(self, word: Word) -> Word:
+        return word
+
+    def words(self, data: bytes) -> tuple[Word, ...]:
+        return tuple(self.word(word) for word in super().words(data))
+
+
+def edit(word: Word, **fields: Any) -> Word:
+    return msgspec.structs.replace(word, **fields)
+
+
+@breaks("read")
+class SkipsWords(Reader):
+    def words(self, data: bytes) -> tuple[Word, ...]:
+        return super().words(data)[::2]
+
+
+@breaks("read")
+class ReadsInCapitals(Rewrites):
+    def word(self, word: Word) -> Word:
+        return edit(word, text=word.text.upper())
+
+
+@breaks("read.boxes")
+class PutsBoxesOutside(Rewrites):
+    def word(self, word: Word) -> Word:
+        return edit(word, box=tuple(one + 400 for one in word.box))
+
+
+@breaks("read.boxes")
+class GivesWidthAndHeight(Rewrites):
+    def word(self, word: Word) -> Word:
+        return edit(word, box=(*word.box[:2], word.box[2] - word.box[0], word.box[3] - word.box[1]))
+
+
+@breaks("read.boxes")
+class ForgetsToScaleBack(Rewrites):
+    def word(self, word: Word) -> Word:
+        return edit(word, box=tuple(one // 2 for one in word.box))
+
+
+@breaks("read.boxes")
+class CountsFromBelow(Rewrites):
+    def word(self, word: Word) -> Word:
+        return edit(word, box=(word.box[0], 250 - word.box[3], word.box[2], 250 - word.box[1]))
+
+
+@breaks("read.boxes")
+class GivesFractions(Rewrites):
+    def word(self, word: Word) -> Word:
+        return edit(word, box=tuple(one + 0.5 for one in word.box))
+
+
+@breaks("read.boxes", "read.empty")
+class TellsAnotherSize(Reader):
+    def size(self, data: bytes) -> tuple[int, int]:
+        return (1000, 1000)
+
+
+@breaks("read.confidence")
+class GivesPercents(Rewrites):
+    def word(self, word: Word) -> Word:
+        return edit(word, confidence=96.5)
+
+
+@breaks("read.confidence")
+class IsNeverSure(Rewrites):
+    def word(self, word: Word) -> Word:
+        return edit(word, confidence=0.0)
+
+
+@breaks("read.lines")
+class CountsFromOne(Rewrites):
+    def word(self, word: Word) -> Word:
+        return edit(word, line=word.line + 1)
+
+
+@breaks("read.lines")
+class JoinsLines(Reader):
+    def text(self, words: tuple[Word, ...]) -> str:
+        return " ".join(word.text for word in words)
+
+
+@breaks("read.lines")
+class CountsLinesAnewInEachParagraph(Rewrites):
+    def word(self, word: Word) -> Word:
+        return edit(word, line=word.line % 2)
+
+
+@breaks("read.lines")
+class HasOtherWordsInTheText(Reader):
+    def text(self, words: tuple[Word, ...]) -> str:
+        return super().text(words).replace("gulls", "girls")
+
+
+@breaks("read.empty")
+class ReadsDust(Reader):
+    def others(self, data: bytes) -> tuple[Word, ...]:
+        return (Word(text="'", box=(1, 1, 3, 3), confidence=0.4, line=0, paragraph=0),)
+
+
+@breaks("read.empty")
+class FailsOnAnEmptyPage(Reader):
+    def others(self, data: bytes) -> tuple[Word, ...]:
+        raise InvalidRequest("there is no text on it")
+
+
+@breaks("read.broken")
+class LetsItsDecoderRaise(Reader):
+    def check(self, data: bytes) -> None:
+        look(data)
+
+
+@breaks("read.broken")
+class ReadsNothingOnNothing(Reader):
+    def check(self, data: bytes) -> None:
+        pass
+
+
+@breaks("read.sources")
+class ReadsDifferentlyEachTime(Reader):
+    calls = itertools.count()
+
+    def words(self, data: bytes) -> tuple[Word, ...]:
+        return super().words(data)[next(self.calls) % 3 :]
+
+
+@breaks("read.languages")
+class IgnoresLanguages(Reader):
+    def read(self, request: ReadRequest, call: Call) -> ReadResponse:
+        return super().read(msgspec.structs.replace(request, languages=()), call)
+
+
+@breaks("read.at-once")
+class KeepsTheImage(Reader):
+    def read(self, request: ReadRequest, call: Call) -> ReadResponse:
+        self.current = request
+        threading.Event().wait(0.02)
+        return super().read(self.current, call)
+
+
+@breaks("read.shapes")
+class SeesLettersInShapes(Reader):
+    def others(self, data: bytes) -> tuple[Word, ...]:
+        if data == BLANK:
+            return ()
+        return (Word(text="Ooh", box=(1, 1, 30, 30), confidence=0.99, line=0, paragraph=0),)
+
+
+class Deaf(EngineBackend):
+    """Takes every call for one that has just begun."""
+
+    def read(self, request: ReadRequest, call: Call) -> ReadResponse:
+        return super().read(request, Call(timeout=30))
+
+
+MUTANTS.append(("vision.deadlines.passed", "Deaf", reading(backend=Deaf), Reads))
+
+
+# -- the tests --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("rule", "name", "plugin", "right"), MUTANTS, ids=[f"{name}-{rule}" for rule, name, *_ in MUTANTS]
+)
+def test_the_rule_that_it_breaks_catches_it(rule: str, name: str, plugin: object, right: type[Requirements]) -> None:
+    wrong = right()
+    wrong.plugin = plugin
+    caught(wrong, rule)
+
+
+def test_every_rule_of_vision_has_a_mutant() -> None:
+    rules = {f"vision.{rule.id}" for book in (vision_describe.RULES, vision_read.RULES) for rule in book}
+    assert rules <= {rule for rule, *_ in MUTANTS}
+
+
+def test_the_right_plugin_that_describes_keeps_the_rules() -> None:
+    class Mine(Describes):
+        plugin = described()
+
+    # All the others are held by plugins/vllm.
+    report = run_suite(Mine, only=[f"vision.{rule.id}" for rule in vision_describe.RULES])
+    assert {one.outcome for one in report.findings} == {Outcome.PASSED}, str(report)
+
+
+def test_the_right_plugin_that_reads_keeps_every_rule() -> None:
+    class Mine(Reads):
+        plugin = reading()
+
+    began = time.monotonic()
+    report = run_suite(Mine)
+    assert report.ok, str(report)
+    assert not report.of(Outcome.UNDECLARED, Outcome.MENDED)
+    assert report.tier is Tier.CONFORMS
+    passed = {one.rule for one in report.of(Outcome.PASSED)}
+    assert {f"vision.{rule.id}" for rule in vision_read.RULES} <= passed
+    assert time.monotonic() - began < 60
+
+
+def test_what_is_claimed_and_not_so_is_caught() -> None:
+    for claims in ({"read": True}, {"images": False}):
+        wrong = Describes()
+        wrong.plugin = described()
+        for name, value in claims.items():
+            setattr(wrong, name, value)
+        caught(wrong, "vision.features.agree")
+
+
+def test_reading_that_is_not_declared_is_told() -> None:
+    class Modest(EngineBackend):
+        @property
+        def features(self) -> frozenset[Feature]:
+            return frozenset({Feature.IMAGES})
+
+    manifest = PluginManifest(api_version="1.0", summary="modest", features=frozenset({Feature.IMAGES}))
+    silent = VisionRequirements()
+    silent.model = "reader"
+    silent.plugin = Parts(Capability.VISION, manifest, lambda config, context: Modest(Reader(), name=config.name))
+    (finding,) = run_suite(silent, only=["vision.read"]).findings
+    assert finding.outcome is Outcome.UNDECLARED
