@@ -353,7 +353,7 @@ def with_call(change: Callable[[Call], Call]) -> type[HttpBackend]:
     return Changed
 
 
-END = 3.0  # when calls end that would not otherwise, so that no thread stays behind
+END = 2.0  # when calls end that would not otherwise, so that no thread stays behind
 
 variant(
     "KeepsNoStage",

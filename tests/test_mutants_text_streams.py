@@ -373,13 +373,11 @@ def right(name: str) -> EngineBackend:
 class Busy(TinyEngine):
     """Does not look whether anybody still waits, and takes its time."""
 
-    pause = 0.05
-
     def heard(self, call: Call) -> bool:
         return False
 
     def stream(self, request: ChatRequest, call: Call) -> Iterator[ChatChunk]:
-        self.pause = 0.001 if "capital" in request.messages[-1].text else 0.05
+        self.pause = 0.001 if "capital" in request.messages[-1].text else 0.03
         yield from super().stream(request, call)
 
 
@@ -414,7 +412,7 @@ CASES: Sequence[Any] = [*MUTANTS.cases, *ENGINES.cases]
 
 @pytest.mark.parametrize(("rule", "name", "wrong"), CASES, ids=[*MUTANTS.ids, *ENGINES.ids])
 def test_the_rule_that_it_breaks_catches_it(rule: str, name: str, wrong: TextRequirements) -> None:
-    caught(wrong, rule, patience=4.0 if name == "ReadsAhead" else 1.5)
+    caught(wrong, rule, patience=4.0 if name == "ReadsAhead" else 1.0)
 
 
 def test_every_rule_has_a_mutant() -> None:

@@ -7,7 +7,7 @@ import inspect
 import threading
 import time
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from types import TracebackType
 from typing import Any, ClassVar, Generic, Self, TypeVar
 
@@ -131,10 +131,13 @@ class Bench(Generic[R]):
         self.server: FakeServer | None = None
         self._changes = dict(changes or {})
         self._hub: Hub | None = None
+        self._owned = ExitStack()
 
     # -- life ---------------------------------------------------------------------------------------------------------
 
     def __enter__(self) -> Self:
+        if self.live is None and (real := self.requirements.real_server()) is not None:
+            self.live = self._owned.enter_context(real)
         if self.live is None:
             self.server = self.requirements.server()
             if self.server is not None:
@@ -160,6 +163,7 @@ class Bench(Generic[R]):
             if self.server is not None:
                 self.server.clear_faults()
                 self.server.close()
+            self._owned.close()
 
     def another(self, **changes: Any) -> Self:
         """A bench like this one, with a server and a hub of its own, and these changes to `[backends.NAME]`. To be entered."""

@@ -132,11 +132,15 @@ def event_loop(bench: AnyBench) -> None:
         return max(gaps, default=0.0)
 
     for way in bench.async_ways:
-        with ExitStack() as stack:
-            if bench.server is not None:
-                stack.enter_context(bench.faulty(Fault.HANG_BEFORE_HEADERS, seconds=0.3))
-            best = min(patiently(lambda way=way: bench.run(longest(way)), way) for _ in range(2))  # type: ignore[misc]
-        expect(best < 0.2, f"{way} held up its event loop for {best:.2f} s")
+        best = float("inf")
+        for _ in range(3):  # a busy machine may hold one up
+            with ExitStack() as stack:
+                if bench.server is not None:
+                    stack.enter_context(bench.faulty(Fault.HANG_BEFORE_HEADERS, seconds=0.25))
+                best = min(best, patiently(lambda way=way: bench.run(longest(way)), way))  # type: ignore[misc]
+            if best < 0.15:
+                break
+        expect(best < 0.15, f"{way} held up its event loop for {best:.2f} s")
 
 
 @RULES.rule(

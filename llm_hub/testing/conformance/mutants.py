@@ -73,7 +73,7 @@ def Parts(capability: Capability, manifest: PluginManifest | Callable[[], Any], 
     return _KINDS[capability](manifest, build)
 
 
-def caught(requirements: Requirements, rule: str, *, patience: float = 1.5) -> Finding:
+def caught(requirements: Requirements, rule: str, *, patience: float = 1.0) -> Finding:
     """Hold a plugin that breaks a rule to this one rule; AssertionError unless the rule catches it, by name and with its remedy.
 
     `patience`: seconds after which what does not come back counts as hanging.

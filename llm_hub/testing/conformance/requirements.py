@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from llm_hub.capabilities import Feature
@@ -61,6 +62,13 @@ class Requirements:
 
         None for an engine in the process, and for whatever else has no HTTP server. With a server the suite also checks
         what the backend does when it misbehaves.
+        """
+        return None
+
+    def real_server(self) -> AbstractContextManager[str] | None:
+        """A context manager that starts a real server and gives its address; the suite runs on that, as with `live`.
+
+        For authors who can: a process of their own, a container. None (the default): `server()` counts.
         """
         return None
 

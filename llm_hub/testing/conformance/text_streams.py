@@ -88,12 +88,12 @@ def one_end(bench: TextBench) -> None:
 )
 def arrives(bench: TextBench) -> None:
     """A server that pauses after its third piece: three must be there meanwhile."""
-    with bench.faulty(Fault.HANG_BETWEEN_CHUNKS, after=4, seconds=0.4):
+    with bench.faulty(Fault.HANG_BETWEEN_CHUNKS, after=4, seconds=0.25):
         for way in bench.streams:
             first, last = patiently(lambda way=way: _times(bench, way), way)  # type: ignore[misc]
             expect(
-                last - first > 0.2,
-                f"{way} gave its first piece {last - first:.2f} s before its last; the server paused 0.4 s",
+                last - first > 0.12,
+                f"{way} gave its first piece {last - first:.2f} s before its last; the server paused 0.25 s",
             )
 
 
@@ -388,7 +388,10 @@ def dropped(bench: TextBench) -> None:
         patiently(drop, "a stream that is dropped")
         gc.collect()
         request = [one for one in bench.fake.requests[count:] if one.fault is not None][-1]
-        expect(request.wait(3.0) and request.gone_early, "the server went on for a stream that nobody holds any more")
+        expect(
+            request.wait(patience()) and request.gone_early,
+            "the server went on for a stream that nobody holds any more",
+        )
         count = len(bench.fake.requests)
         bench.backend.stream(bench.request(), bench.call())
         gc.collect()
@@ -420,7 +423,7 @@ def _sent_while_paused(bench: TextBench, way: str) -> list[int]:
         sent = [0, log.bytes_sent]
         deadline = time.monotonic() + 2.0
         while sent[-1] != sent[-2] and time.monotonic() < deadline:
-            time.sleep(0.25)
+            time.sleep(0.15)
             sent.append(log.bytes_sent)
         return sent
 
