@@ -130,7 +130,8 @@ class _Stream:
                 return None
         except BaseException as error:
             failure = self._failure(error)
-            self._blame(failure)
+            if self._expired is None:  # else it is the switch that ended it
+                self._blame(failure)
             if self._call.watching is not None:
                 self._call.watching.failed(failure, self._first)
             await self._abandon()

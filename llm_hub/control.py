@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import datetime
 import os
+import socket
 from collections.abc import Mapping
 from typing import Literal
 
 import msgspec
 
-from llm_hub.errors import ControlFileDamaged, SwitchRefused
+from llm_hub.errors import ControlFileDamaged, InvalidRequest, SwitchRefused
 from llm_hub.selection import Switch, Target
 
-__all__ = ["FORMAT", "KEPT", "Action", "Document", "Entry", "Proof", "decode", "merged"]
+__all__ = ["FORMAT", "KEPT", "KEYS", "Action", "Document", "Entry", "Proof", "decode", "merged", "parse_target", "who"]
 
 FORMAT = 1
 """The version of the file's format. A file of another one is not read, and not written over without being asked to."""
@@ -22,6 +23,9 @@ KEPT = 100
 
 FIRST = 1
 """The number of the epoch before any switch."""
+
+KEYS = ("text", "embedding", "vision", "vision.describe", "vision.read")
+"""What can be switched."""
 
 Action = Literal["start", "use", "rollback", "reset"]
 Bindings = Mapping[str, tuple[Target, ...]]
@@ -81,6 +85,19 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     def when(self) -> str:
         """The time for a person, in UTC."""
         return self.at.replace("T", " ").replace("Z", " UTC")
+
+    @property
+    def described(self) -> str:
+        """What was done, what serves and by whom, in one line."""
+        bound = " ".join(f"{key}={','.join(map(str, targets))}" for key, targets in sorted(self.bindings.items()))
+        what = {
+            "start": "before any switch",
+            "use": "switched",
+            "rollback": f"rolled back to what epoch {self.restored} had",
+            "reset": "reset",
+        }[self.action]
+        by = f" (by {self.by})" if self.by else ""
+        return f"{what}: {bound or 'as the environment and the settings file say'}{by}"
 
 
 class Document(msgspec.Struct, frozen=True, kw_only=True):
@@ -221,10 +238,9 @@ def decode(data: bytes, where: str) -> Document:
     epochs = [one.epoch for one in document.history]
     if not epochs or epochs[-1] != document.epoch or epochs != sorted(set(epochs)) or epochs[0] < FIRST:
         raise ControlFileDamaged("its epochs are not in order", where=where, hint=_REPAIR)
-    known = {"text", "embedding", "vision", "vision.describe", "vision.read"}
     for one in document.history:
         for key, targets in one.bindings.items():
-            if key not in known or not targets or not all(target.backend for target in targets):
+            if key not in KEYS or not targets or not all(target.backend for target in targets):
                 raise ControlFileDamaged(
                     f"epoch {one.epoch} binds {key!r} to nothing usable", where=where, hint=_REPAIR
                 )
@@ -248,6 +264,30 @@ def merged(
             if f"{capability}.{operation}" not in changes:
                 result.pop(f"{capability}.{operation}", None)
     return {**result, **changes}
+
+
+def parse_target(text: str) -> tuple[Target, ...]:
+    """The targets in "vllm-text/qwen3-8b,ollama": a backend, perhaps with a model, then fallbacks. Raises InvalidRequest."""
+    targets = []
+    for part in text.split(","):
+        backend, _, model = part.strip().partition("/")
+        if not backend:
+            raise InvalidRequest(
+                f"{text!r} names no backend", hint="Write BACKEND, BACKEND/MODEL, or several with commas."
+            )
+        targets.append(Target(backend, model or None))
+    return tuple(targets)
+
+
+def who() -> str:
+    """Who switches: user and machine."""
+    import getpass
+
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError, ImportError):  # a container whose user has no name
+        user = f"uid {os.getuid()}" if hasattr(os, "getuid") else "unknown"
+    return f"{user}@{socket.gethostname()}"
 
 
 def _fresh_id() -> str:

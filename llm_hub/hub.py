@@ -14,7 +14,8 @@ from llm_hub.backend_pool import BackendPool
 from llm_hub.call import Call
 from llm_hub.capabilities import Capability, Feature, ModelInfo, Probe, Rung
 from llm_hub.config import BuildContext, Progress
-from llm_hub.control import Entry
+from llm_hub.control import Entry, parse_target
+from llm_hub.control_book import MemoryBook
 from llm_hub.control_file import FileBook
 from llm_hub.epochs import Epoch, EpochStore
 from llm_hub.errors import HubClosed, HubError, InvalidRequest
@@ -24,7 +25,7 @@ from llm_hub.health import BackendCondition, HealthBook
 from llm_hub.observers import Watch, observers_named
 from llm_hub.runtime import Runtime
 from llm_hub.selection import Ask, Decision, Switch, Target
-from llm_hub.switching import MemoryBook, Switchboard, Switched, parse_target
+from llm_hub.switching import Switchboard, Switched
 from llm_hub.text import TextHandle
 from llm_hub.transport import Transport, drive
 from llm_hub.worlds import ASYNC, BLOCKING

@@ -5,17 +5,17 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import socket
 import threading
 import time
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
 from llm_hub.call import Call
-from llm_hub.control import Document, Entry, Proof, merged
+from llm_hub.control import KEYS, Document, Proof, merged, who
+from llm_hub.control_book import Book, Change
 from llm_hub.epochs import Epoch, EpochStore
 from llm_hub.errors import ControlFileDamaged, HubClosed, HubError, InvalidRequest, StreamInterrupted, SwitchRefused
 from llm_hub.events import SwitchStep
@@ -26,20 +26,15 @@ from llm_hub.transport import drive
 from llm_hub.worlds import BLOCKING
 
 if TYPE_CHECKING:
-    from llm_hub.embedding_space import SpaceRecord
     from llm_hub.health import BackendCondition
     from llm_hub.runtime import Runtime
     from llm_hub.settings import Settings
 
-__all__ = ["Book", "MemoryBook", "Switchboard", "Switched", "parse_target"]
+__all__ = ["Switchboard", "Switched"]
 
 logger = logging.getLogger("llm_hub")
 
-KEYS = ("text", "embedding", "vision", "vision.describe", "vision.read")
-"""What can be switched."""
-
 Step = Literal["proposed", "proven", "published", "refused", "drained"]
-Change = Callable[[Document], Document]
 
 
 class Switched(msgspec.Struct, frozen=True, kw_only=True):
@@ -55,91 +50,6 @@ class Switched(msgspec.Struct, frozen=True, kw_only=True):
     bindings: Mapping[str, tuple[Target, ...]] = {}
     proofs: tuple[Proof, ...] = ()
     notes: tuple[str, ...] = ()
-
-
-class Book(Protocol):
-    """Where the document is kept: in the memory of the hub, or in a file that many share."""
-
-    @property
-    def where(self) -> str:
-        """For people."""
-        ...
-
-    @property
-    def shared(self) -> bool:
-        """Do others follow it?"""
-        ...
-
-    def read(self) -> Document:
-        """The newest document. Raises ControlFileDamaged."""
-        ...
-
-    def last(self) -> Document | None:
-        """The last document that was not damaged, as far as it is known."""
-        ...
-
-    def update(self, change: Change, *, repair: bool = False) -> Document:
-        """Put what `change` makes of the newest document in its place, as one step.
-
-        `repair`: should it be damaged, `change` is given the last one that was not. Raises ControlFileDamaged, and what
-        `change` raises; then nothing has changed.
-        """
-        ...
-
-    def load(self, space: str) -> SpaceRecord | None:
-        """The record of an embedding space."""
-        ...
-
-    def save(self, record: SpaceRecord) -> None:
-        """Keep the record of an embedding space."""
-        ...
-
-
-class MemoryBook:
-    """The document of a hub that shares none."""
-
-    where = "a switch in this process"
-    shared = False
-
-    def __init__(self) -> None:
-        self._document = Document.first()
-        self._records: dict[str, SpaceRecord] = {}
-        self._lock = threading.Lock()
-
-    def read(self) -> Document:
-        """The document."""
-        return self._document
-
-    def last(self) -> Document | None:
-        """The document."""
-        return self._document
-
-    def update(self, change: Change, *, repair: bool = False) -> Document:
-        """Change the document."""
-        with self._lock:
-            self._document = change(self._document)
-            return self._document
-
-    def load(self, space: str) -> SpaceRecord | None:
-        """The record of an embedding space."""
-        return self._records.get(space)
-
-    def save(self, record: SpaceRecord) -> None:
-        """Keep the record of an embedding space."""
-        self._records[record.id] = record
-
-
-def parse_target(text: str) -> tuple[Target, ...]:
-    """The targets in "vllm-text/qwen3-8b,ollama": a backend, perhaps with a model, then fallbacks. Raises InvalidRequest."""
-    targets = []
-    for part in text.split(","):
-        backend, _, model = part.strip().partition("/")
-        if not backend:
-            raise InvalidRequest(
-                f"{text!r} names no backend", hint="Write BACKEND, BACKEND/MODEL, or several with commas."
-            )
-        targets.append(Target(backend, model or None))
-    return tuple(targets)
 
 
 class Switchboard:
@@ -557,31 +467,6 @@ def _check_meanwhile(base: Document, now: Document, keys: Iterable[str]) -> None
 
 def _routes(bindings: Mapping[str, tuple[Target, ...]]) -> dict[str, str]:
     return {key: ",".join(map(str, targets)) for key, targets in sorted(bindings.items())}
-
-
-def described(entry: Entry) -> str:
-    """An epoch in one line: what was done, what serves, by whom."""
-    bound = " ".join(f"{key}={','.join(map(str, targets))}" for key, targets in sorted(entry.bindings.items()))
-    what = {
-        "start": "before any switch",
-        "use": "switched",
-        "rollback": f"rolled back to what epoch {entry.restored} had",
-        "reset": "reset",
-    }[entry.action]
-    return f"{what}: {bound or 'as the environment and the settings file say'}" + (
-        f" (by {entry.by})" if entry.by else ""
-    )
-
-
-def who() -> str:
-    """Who switches: user and machine."""
-    import getpass
-
-    try:
-        user = getpass.getuser()
-    except (KeyError, OSError, ImportError):  # a container whose user has no name
-        user = f"uid {os.getuid()}" if hasattr(os, "getuid") else "unknown"
-    return f"{user}@{socket.gethostname()}"
 
 
 _BOARDS: weakref.WeakSet[Switchboard] = weakref.WeakSet()

@@ -73,9 +73,7 @@ def _redraw(found: Overview) -> None:
 
 
 def _print(found: Overview, *, colour: bool | None = None) -> None:
-    from llm_hub.switching import described
-
-    click.echo(f"{click.style(f'epoch {found.current.epoch}', bold=True)}, {described(found.current)}", color=colour)
+    click.echo(f"{click.style(f'epoch {found.current.epoch}', bold=True)}, {found.current.described}", color=colour)
     if found.current.at:
         click.secho(f"since {found.current.when}; control file: {found.control_file}", dim=True, color=colour)
     if found.pinned:

@@ -99,7 +99,7 @@ def command(
 
 def _parsed(what: tuple[str, ...]) -> tuple[str | None, dict[str, tuple[Target, ...]]]:
     """What stands for everything, and what is named by capability."""
-    from llm_hub.switching import parse_target
+    from llm_hub.control import parse_target
 
     everything: str | None = None
     wanted: dict[str, tuple[Target, ...]] = {}
