@@ -21,6 +21,7 @@ __all__ = ["FileBook", "Signature", "write_whole"]
 logger = logging.getLogger("llm_hub")
 
 _LONGEST_LOCK = 5.0  # seconds that a writer waits for another
+_COPY = "last-good.json"
 _LARGEST = 16 * 1024 * 1024  # bytes; a control file of a hundred epochs has some ten thousand
 
 Signature = tuple[int, ...]
@@ -61,14 +62,9 @@ class FileBook:
     def read(self) -> Document:
         """The newest document; that of no switch if there never was one. Raises ControlFileDamaged."""
         try:
-            document = decode(_whole(self.where), self.where)
+            document = decode(self._found(), self.where)
         except FileNotFoundError:
-            last = self.last()
-            if last is None:
-                return Document.first()
-            raise ControlFileDamaged(
-                f"it is gone, after {last.epoch - 1} switches", where=self.where, hint=self._repair()
-            ) from None
+            return Document.first()
         except OSError as error:
             raise ControlFileDamaged(
                 f"it cannot be read: {error.strerror or error}", where=self.where, hint=_way_out(error, self.where)
@@ -79,27 +75,44 @@ class FileBook:
         self._latest = document
         return document
 
+    def _found(self) -> bytes:
+        """What is in the file. Raises FileNotFoundError where there never was one, ControlFileDamaged where it is gone."""
+        try:
+            return _whole(self.where)
+        except FileNotFoundError:
+            last = self.last()
+            if last is None:
+                raise
+        try:
+            return _whole(self.where)  # it may have come into being in between
+        except FileNotFoundError:
+            gone = f"it is gone, after {last.epoch - 1} switches"
+            raise ControlFileDamaged(gone, where=self.where, hint=self._repair()) from None
+
     def last(self) -> Document | None:
         """The last document that was not damaged: as this process has seen it, else the copy of the last writer."""
         if self._latest is not None:
             return self._latest
-        try:
-            return decode(_whole(self._copy), self._copy)
-        except (OSError, SettingsError):
-            return None
+        copy = self._copy
+        return None if copy is None else decode(_whole(copy), copy)
 
     @property
-    def _copy(self) -> str:
-        return os.path.join(self.folder, "last-good.json")  # noqa: PTH118 (pathlib is slow to import)
+    def _copy(self) -> str | None:
+        """Where the copy is, None if there is none that can be read. A link may have come in between."""
+        for folder in dict.fromkeys((self.folder, f"{self.where}.d")):
+            copy = os.path.join(folder, _COPY)  # noqa: PTH118 (pathlib is slow to import)
+            with contextlib.suppress(OSError, SettingsError):
+                decode(_whole(copy), copy)
+                return copy
+        return None
 
     def _repair(self, otherwise: str | None = None) -> str:
         if otherwise is not None and "Upgrade" in otherwise:
             return otherwise
-        try:
-            decode(_whole(self._copy), self._copy)
-        except (OSError, SettingsError):
+        copy = self._copy
+        if copy is None:
             return otherwise or "Begin anew with what the environment says: llm-hub use --reset"
-        return f"Bring back the last good one: cp {self._copy} {self.where} - or begin anew: llm-hub use --reset"
+        return f"Bring back the last good one: cp {copy} {self._path} - or begin anew: llm-hub use --reset"
 
     # -- writing ------------------------------------------------------------------------------------------------------
 
@@ -126,7 +139,7 @@ class FileBook:
                 hint=_way_out(error, self.where),
             ) from error
         try:
-            write_whole(self._copy, data)
+            write_whole(os.path.join(self.folder, _COPY), data, durable=False)  # noqa: PTH118
         except OSError as error:
             logger.warning("the copy of %s cannot be written: %s", self.where, error)
         return document
@@ -276,4 +289,4 @@ def _way_out(error: OSError, path: str) -> str:
         return f"Make room where {folder} is, and try again."
     if error.errno in (errno.EISDIR, errno.ENOTDIR, errno.EEXIST):
         return "Move away what stands in the place of the file or its folder, and then: llm-hub use --reset"
-    return f"See what is wrong with {path}, or name another file: LLM_HUB_STATE=..."
+    return f"Move {path} away and begin anew: llm-hub use --reset - or name another file: LLM_HUB_STATE=..."

@@ -127,10 +127,16 @@ class EpochStore(Generic[T]):
         return Epoch(next(self._numbers) if number is None else number, value, on_drained)
 
     def publish(self, epoch: Epoch[T] | None) -> Epoch[T] | None:
-        """Make this the current epoch (None: there is none any more) and retire the one before, which is returned."""
+        """Make this the current epoch (None: there is none any more) and retire the one before, which is returned.
+
+        Where nobody has wanted a lease yet, it is the one that will be current as soon as somebody does.
+        """
         with self._swapping:
-            previous, self.current = self.current or self._resting, epoch
-            self._resting = None
+            if self.current is None and self._resting is not None and epoch is not None:
+                previous, self._resting = self._resting, epoch
+            else:
+                previous, self.current = self.current or self._resting, epoch
+                self._resting = None
         if previous is not None:
             previous.retire()
         return previous

@@ -101,7 +101,7 @@ class _Followed:
 
     def _report(self) -> None:
         standings = [follower.standing() for follower in list(self.followers)]
-        if not standings or self.silent:
+        if not standings:
             return
         # Of several hubs the one that has not come along is what others wait for.
         behind = min(standings, key=lambda one: (one.problem is None, one.epoch))
@@ -124,17 +124,21 @@ class _Followed:
             if self.presence is None:
                 self.presence = Presence(self.book)
             self.presence.write(report)
-            self.said = said
+            self.said, self.silent = said, False
         except OSError as error:
-            # It follows all the same. Only those who wait for it cannot see it.
+            # It follows all the same. Only those who wait for it cannot see it, until this works again.
+            if self.presence is not None:
+                self.presence.close()
+                self.presence = None
+            if not self.silent:
+                logger.log(
+                    logging.WARNING if self.meant else logging.DEBUG,
+                    "this process cannot say in %s that it follows %s, so `llm-hub status` does not show it: %s",
+                    self.book.folder,
+                    self.book.where,
+                    error,
+                )
             self.silent = True
-            logger.log(
-                logging.WARNING if self.meant else logging.DEBUG,
-                "this process cannot say in %s that it follows %s, so `llm-hub status` does not show it: %s",
-                self.book.folder,
-                self.book.where,
-                error,
-            )
 
 
 class _Watcher:

@@ -77,6 +77,7 @@ class Switchboard:
         self._snapshots = snapshots
         self._lock = threading.RLock()  # while an epoch is published
         self._proving = threading.Lock()  # while one is proven, which may take long
+        self._refreshing = threading.Lock()
         self.document = Document.first()
         if not pinned:
             try:
@@ -95,8 +96,11 @@ class Switchboard:
 
     def refresh(self) -> None:
         """Take up what the book says now. What stands in the way is logged and kept as `problem`; nothing is raised."""
-        if self.pinned:
-            return
+        if not self.pinned:
+            with self._refreshing:  # so that of two the later one has the last word
+                self._refresh()
+
+    def _refresh(self) -> None:
         try:
             document = self.book.read()
         except ControlFileDamaged as error:
@@ -476,6 +480,7 @@ def _after_fork() -> None:
     """In the child, a lock that another thread held would never be released."""
     for board in list(_BOARDS):
         board._lock = threading.RLock()
+        board._proving, board._refreshing = threading.Lock(), threading.Lock()
 
 
 os.register_at_fork(after_in_child=_after_fork)
