@@ -132,11 +132,11 @@ class EpochStore(Generic[T]):
         Where nobody has wanted a lease yet, it is the one that will be current as soon as somebody does.
         """
         with self._swapping:
-            if self.current is None and self._resting is not None and epoch is not None:
-                previous, self._resting = self._resting, epoch
+            previous = self.current or self._resting
+            if self.current is None and previous is not None and epoch is not None:
+                self._resting = epoch
             else:
-                previous, self.current = self.current or self._resting, epoch
-                self._resting = None
+                self.current, self._resting = epoch, None
         if previous is not None:
             previous.retire()
         return previous
