@@ -27,6 +27,7 @@ __all__ = ["Assignment", "Named", "Settings", "bind_options", "variable_prefix"]
 
 _COMMON = frozenset(key.path[2] for key in KEYS if key.path[0] == "backends" and key.kind != "option") | {"api_key"}
 _STATE_FILE = "control.json"
+HEADROOM = "512 MiB"
 
 
 class Named(msgspec.Struct, frozen=True):
@@ -57,8 +58,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     `backends` are the instances that the file or the environment configures, by name, their options as written (see
     `bind_options`). `providers`, `provider` and `fallback` are what LLM_TEXT_PROVIDER…, LLM_PROVIDER and LLM_FALLBACK
     name. `providers` and `routes` have a capability, "vision.read" or "vision.describe" for keys. `assignments` are in
-    the order of the file. `services` are those that `llm-hub compose` adds. `allowed` None allows every plugin.
-    `config_path` is the file that was read, `state_path` the control file, which need not exist. `sources` says for each setting, written as in the file, where its value comes
+    the order of the file, and `headroom` is the memory that the plan leaves free of each GPU. `services` are those that
+    `llm-hub compose` adds. `allowed` None allows every plugin. `config_path` is the file that was read, `state_path` the
+    control file, which need not exist. `sources` says for each setting, written as in the file, where its value comes
     from. `warnings` are for the operator. `ollama_variables` are the OLLAMA_* variables that are set.
     """
 
@@ -68,6 +70,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     fallback: Named | None = None
     routes: Mapping[str, Named] = {}
     assignments: tuple[Assignment, ...] = ()
+    headroom: str | float = HEADROOM
     services: tuple[Service, ...] = ()
     allowed: frozenset[str] | None = None
     disabled: frozenset[str] = frozenset()
@@ -261,6 +264,7 @@ def _assemble(
         assignments=tuple(
             _assignment(str(at[2]), found, backends) for at in found if len(at) == 3 and at[:2] == ("gpu", "assign")
         ),
+        headroom=_value(found, "gpu", "headroom", default=HEADROOM),
         services=read_services(found),
         allowed=frozenset(_value(found, "allowed")) if ("allowed",) in found else None,
         disabled=frozenset(_value(found, "disabled", default=())),

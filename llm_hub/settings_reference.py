@@ -147,7 +147,7 @@ def _line(row: Variable) -> str:
 
 def _written(key: Key) -> str:
     """The key with its table: `[backends.NAME] models.CAPABILITY`."""
-    depth = {"backends": 2, "routes": 1, "gpu": 3, "services": 2}[key.path[0]]
+    depth = {"backends": 2, "routes": 1, "gpu": len(key.path) - 1, "services": 2}[key.path[0]]
     rest = [f'"{part}"' if "." in part else part for part in key.path[depth:]]
     return f"[{'.'.join(key.path[:depth])}] {'.'.join(rest)}"
 

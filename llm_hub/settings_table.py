@@ -397,6 +397,13 @@ KEYS: tuple[Key, ...] = (
         default="false",
         example="exclusive = true",
     ),
+    Key(
+        path=("gpu", "headroom"),
+        kind="memory",
+        meaning="The memory of each GPU that the plan leaves free.",
+        default="512 MiB",
+        example='headroom = "1 GiB"',
+    ),
     *(
         Key(path=("services", "NAME", name), kind=kind, meaning=meaning, default=default, example=example)
         for name, kind, meaning, default, example in (

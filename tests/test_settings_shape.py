@@ -24,7 +24,7 @@ SECRET = "sk-Sw0rdf1sh"
 
 def test_every_key_of_the_table_is_read() -> None:
     for key in KEYS:
-        depth = {"backends": 2, "routes": 1, "gpu": 3, "services": 2}[key.path[0]]
+        depth = {"backends": 2, "routes": 1, "gpu": len(key.path) - 1, "services": 2}[key.path[0]]
         header = ".".join(part.replace("NAME", "vllm") for part in key.path[:depth])
         rest = '\nimage = "x:1"\n[services.db]\nimage = "y:1"' if header.startswith("services") else ""
         if key.path[-1] == "image":

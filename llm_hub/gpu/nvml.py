@@ -183,7 +183,9 @@ def _name(nvml: Any, pid: int) -> str | None:
         words = []
     if not words:
         return (_asked(nvml, nvml.nvmlSystemGetProcessName, pid) or "").split(" ")[0].rpartition("/")[2] or None
-    name = words[0].split(" ")[0].rpartition("/")[2]
+    *folders, name = words[0].split(" ")[0].split("/")
+    if folders and folders[-1] not in ("", "bin", "sbin", "lib", "libexec") and not name.startswith("python"):
+        name = f"{folders[-1]}/{name}"  # ollama/llama-server
     if name.startswith("python") and len(words) > 1:
         if "-m" in words[1:-1]:
             return f"{name} -m {words[words.index('-m') + 1]}"

@@ -9,6 +9,7 @@ import msgspec
 
 from llm_hub.capabilities import Capability
 from llm_hub.gpu.inventory import Inventory, Unit
+from llm_hub.gpu.memory import Estimate
 from llm_hub.launch import Device, Devices
 from llm_hub.settings import Assignment
 
@@ -41,11 +42,12 @@ class Claim(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What a backend takes of each of its GPUs, by their ids, in bytes; None where it is not known.
 
     `basis`: "assigned" (the settings say it), "share" (its server takes so much by itself), "estimated" (from its models) or
-    "unknown"; `detail` says more in words.
+    "unknown"; `lower_bound`: it may be more; `detail` says more in words.
     """
 
     basis: Literal["assigned", "share", "estimated", "unknown"] = "unknown"
     amounts: Mapping[str, int | None] = {}
+    lower_bound: bool = False
     detail: str = ""
 
 
@@ -53,7 +55,8 @@ class Placement(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One backend on its GPUs.
 
     `devices` are what it is started with: UUIDs where the cards are, else what is `written`. `verified`: the driver here
-    knows all of them, in contrast to an assignment that is merely believed. `tensor_parallel` is the number of GPUs that the heads of the model are
+    knows all of them, in contrast to an assignment that is merely believed. `models` are what each model is estimated to need, None where nothing
+    is known of it. `tensor_parallel` is the number of GPUs that the heads of the model are
     divided among, 1 where layers are. `source` is the line of the assignment.
     """
 
@@ -63,6 +66,7 @@ class Placement(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     written: tuple[int | str, ...] = ()
     devices: Devices = Devices()
     claim: Claim = Claim()
+    models: Mapping[str, Estimate | None] = {}
     exclusive: bool = False
     tensor_parallel: int = 1
     verified: bool = False

@@ -52,7 +52,7 @@ def launch(config: BackendConfig, settings: VLLMSettings, devices: Devices) -> L
         drain=how.drain,
         stop_grace=how.drain + 15,
         start_timeout=how.start_timeout,
-        needs=_needs(settings, options, weights),
+        needs=_needs(settings, options, weights, devices),
         notes=(
             ()
             if config.api_key is not None
@@ -109,17 +109,18 @@ def _options(config: BackendConfig, settings: VLLMSettings, devices: Devices, mo
     return [*options, *how.args]
 
 
-def _needs(settings: VLLMSettings, options: list[str], weights: str) -> GpuNeeds:
+def _needs(settings: VLLMSettings, options: list[str], weights: str, devices: Devices) -> GpuNeeds:
     """Read from the command itself, because `args` may say otherwise than the plan: the last one counts."""
     tensor = int(_number(options, 1, "--tensor-parallel-size", "-tp"))
     pipeline = int(_number(options, 1, "--pipeline-parallel-size", "-pp"))
     data = int(_number(options, 1, "--data-parallel-size", "-dp"))
     length = _number(options, 0, "--max-model-len")
+    world = tensor * pipeline * data
     return GpuNeeds(
         share=_number(options, _DEFAULT_SHARE, "--gpu-memory-utilization"),
         split="tensor",
         tensor_parallel=tensor,
-        gpus=tensor * pipeline * data,
+        gpus=world if devices.gpus or world > 1 else None,  # not assigned yet: as many as it will be given
         models=(weights,),
         context=int(length) or None,
         kv_bytes=1.0 if (settings.launch.kv_cache_dtype or "").startswith("fp8") else 2.0,
