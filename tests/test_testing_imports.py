@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,7 +13,10 @@ import pytest
 
 from llm_hub.config import Secret
 from llm_hub.testing import ImportBudget, import_report, install_distribution, plain_secrets
+from llm_hub.testing.conformance import Outcome, run_suite
+from llm_hub.testing.conformance.mutants import caught
 from llm_hub.testing.imports import ImportReport
+from llm_hub.testing.text import TextRequirements
 
 MANIFEST = """
 from llm_hub.hookspecs import hookimpl
@@ -109,6 +113,54 @@ def test_an_import_that_hangs_is_ended(tmp_path: Path) -> None:
     install_distribution(tmp_path, "hub-slow", entry_points={}, modules={"slow": "import time; time.sleep(60)"})
     report = import_report("slow", path=[str(tmp_path), *sys.path], timeout=0.8)
     assert report.failure == "it did not end within 0.8 s"
+
+
+WHOLE = """
+{heavy}
+from llm_hub.hookspecs import hookimpl
+from llm_hub.manifest import PluginManifest
+
+@hookimpl
+def llm_hub_manifest():
+    return PluginManifest(api_version="1.0", summary="for a test")
+
+@hookimpl
+def llm_hub_text(config, context):
+    import httpx
+    return None
+"""
+
+
+def test_the_rule_of_the_suites_catches_a_heavy_plugin_and_lets_a_light_one_pass(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    sources = {"heavy_plugin": "import httpx", "light_plugin": ""}
+    install_distribution(
+        tmp_path,
+        "hub-weights",
+        entry_points={"llm_hub.text": {name: name for name in sources}},
+        modules={name: WHOLE.format(heavy=heavy) for name, heavy in sources.items()},
+    )
+    for plugin in ("heavy_plugin", importlib.import_module("heavy_plugin")):
+        wrong = TextRequirements()
+        wrong.plugin = plugin
+        finding = caught(wrong, "text.plugin.imports")
+        assert "heavy_plugin -> httpx" in finding.seen
+        wrong.allowed_imports = ("httpx",)
+        assert outcome(wrong) is Outcome.PASSED
+    light = TextRequirements()
+    light.plugin = "light_plugin"
+    assert outcome(light) is Outcome.PASSED
+    light.heavy_imports = ("pluggy", "light_plugin")
+    assert "light_plugin" in caught(light, "text.plugin.imports").seen
+    light.plugin = object()
+    assert outcome(light) is Outcome.SKIPPED
+
+
+def outcome(requirements: TextRequirements) -> Outcome:
+    (finding,) = run_suite(requirements, only=["text.plugin.imports"]).findings
+    return finding.outcome
 
 
 class Inner(msgspec.Struct, frozen=True, kw_only=True):

@@ -19,6 +19,7 @@ from llm_hub.testing.conformance import (
     common_deadlines,
     common_failures,
     common_health,
+    common_imports,
     common_plugin,
     common_resources,
     embedding_rules,
@@ -34,6 +35,7 @@ SUITE = Suite(
     bench=EmbeddingBench,
     books=[
         common_plugin.RULES,
+        common_imports.RULES,
         common_health.RULES,
         embedding_rules.RULES,
         common_failures.RULES,

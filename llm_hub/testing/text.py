@@ -19,6 +19,7 @@ from llm_hub.testing.conformance import (
     common_deadlines,
     common_failures,
     common_health,
+    common_imports,
     common_plugin,
     common_resources,
     text_answers,
@@ -36,6 +37,7 @@ SUITE = Suite(
     bench=TextBench,
     books=[
         common_plugin.RULES,
+        common_imports.RULES,
         common_health.RULES,
         text_answers.RULES,
         text_features.RULES,

@@ -20,6 +20,7 @@ from llm_hub.testing.conformance import (
     common_deadlines,
     common_failures,
     common_health,
+    common_imports,
     common_plugin,
     common_resources,
     vision_describe,
@@ -36,6 +37,7 @@ SUITE = Suite(
     bench=VisionBench,
     books=[
         common_plugin.RULES,
+        common_imports.RULES,
         common_health.RULES,
         vision_describe.RULES,
         vision_describe.STREAMS,

@@ -10,23 +10,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import msgspec
-
 from llm_hub.capabilities import Feature
-from llm_hub.config import Secret
 from llm_hub.errors import HubError, PluginError, SettingsError
 from llm_hub.manifest import check_api_version
 from llm_hub.plugin_checks import Fault, check_backend
 from llm_hub.registry import PluginStatus
 from llm_hub.testing.conformance.bench import BACKEND, Bench
 from llm_hub.testing.conformance.rules import Broken, Needs, RuleBook, expect
+from llm_hub.testing.secret_settings import plain_secrets
 
 __all__ = ["RULES"]
 
 AnyBench = Bench[Any]
 RULES: RuleBook[AnyBench] = RuleBook()
-
-_SECRET_WORDS = ("api_key", "apikey", "token", "password", "passwd", "secret", "credential")
 
 
 @RULES.rule(
@@ -71,22 +67,15 @@ def manifest(bench: AnyBench) -> None:
 @RULES.rule(
     "plugin.secrets",
     "Options that hold a secret have the type llm_hub.config.Secret, so that they do not show themselves.",
-    remedy="Use the common `api_key` of the backend's configuration; it is a Secret already.",
+    remedy="Use the common `api_key` of the backend's configuration, which is a Secret already; or declare the option as "
+    "`llm_hub.config.Secret | None = None`.",
     needs=Needs.NOTHING,
     loads=True,
 )
 def secrets(bench: AnyBench) -> None:
-    """Of the declared options, those whose name says so."""
-    declared = bench.manifest.settings
-    if declared is None:
-        return
-    for field in msgspec.structs.fields(declared):
-        named = any(word in field.name.lower() for word in _SECRET_WORDS)
-        kind = str(field.type)
-        if named and "tokens" not in field.name.lower():
-            secret = field.type is Secret or "Secret" in kind
-            plain = field.type is str or "str" in kind
-            expect(secret or not plain, f"the option {field.name!r} is {kind}, which shows itself in every repr")
+    """Of the declared options, and of those inside them, those whose name says so."""
+    plain = plain_secrets(bench.manifest.settings)
+    expect(not plain, f"plain text, which shows itself in every repr: {', '.join(plain)}")
 
 
 @RULES.rule(

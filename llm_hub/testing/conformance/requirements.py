@@ -55,7 +55,11 @@ class Requirements:
     """The address of a real server, where the suite is to run on one; `--live` of pytest and of `llm-hub check` sets it too."""
 
     heavy_imports: tuple[str, ...] = ()
-    """Modules (with what is under them) that importing the plugin's module must not load, beside those that no plugin may."""
+    """Modules (with what is under them) that importing the plugin's module must not load, beside those that no plugin may
+    (`llm_hub.testing.HEAVY`)."""
+
+    allowed_imports: tuple[str, ...] = ()
+    """Of the modules that no plugin may load when it is imported, those that this one must."""
 
     def server(self) -> FakeServer | None:
         """A new server for the backend to call, not yet started: `FakeOllama()`, `FakeVLLM()`, or a `FakeServer` of your own.
