@@ -19,12 +19,11 @@ from llm_hub.manifest import PluginManifest
 from llm_hub.messages import EmbedRequest, EmbedResponse, Usage
 from llm_hub.testing import FakeOllama
 from llm_hub.testing.conformance import Outcome, embedding_rules, run_suite
-from llm_hub.testing.conformance.mutants import Parts, caught
+from llm_hub.testing.conformance.mutants import Mutants, Parts, caught
 from llm_hub.testing.embedding import EmbeddingRequirements
 from llm_hub_ollama.dialect import OllamaDialect
 from llm_hub_ollama.models import EMBEDDING_FEATURES
 
-MUTANTS: list[tuple[str, str, object]] = []
 MANIFEST = PluginManifest(api_version="1.0", summary="a plugin for tests", features=EMBEDDING_FEATURES)
 Vectors = tuple[tuple[float, ...], ...]
 
@@ -36,25 +35,20 @@ class Right(EmbeddingRequirements):
         return FakeOllama()
 
 
-def made(*, dialect: type[OllamaDialect] = OllamaDialect, backend: type[HttpBackend] = HttpBackend) -> object:
-    return Parts(
-        Capability.EMBEDDING,
-        MANIFEST,
-        lambda config, context: backend(
+def make(part: type[Any]) -> object:
+    """A plugin from a dialect or a backend."""
+
+    def build(config: Any, context: Any) -> HttpBackend:
+        backend, dialect = (part, OllamaDialect) if issubclass(part, HttpBackend) else (HttpBackend, part)
+        return backend(
             dialect(capability=Capability.EMBEDDING), config=config, context=context, capability=Capability.EMBEDDING
-        ),
-    )
+        )
+
+    return Parts(Capability.EMBEDDING, MANIFEST, build)
 
 
-def breaks(*rules: str) -> Callable[[type[Any]], type[Any]]:
-    """Marks a dialect or a backend that breaks these rules, each of which must catch it."""
-
-    def mark(kind: type[Any]) -> type[Any]:
-        plugin = made(backend=kind) if issubclass(kind, HttpBackend) else made(dialect=kind)
-        MUTANTS.extend((f"embedding.{rule}", kind.__name__, plugin) for rule in rules)
-        return kind
-
-    return mark
+MUTANTS = Mutants(Right, make)
+breaks = MUTANTS.breaks
 
 
 class Asks(OllamaDialect):
@@ -332,17 +326,13 @@ breaks("threads", "tasks")(KeepsTheRequest)
 # -- the tests --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("rule", "name", "plugin"), MUTANTS, ids=[f"{name}-{rule}" for rule, name, _ in MUTANTS])
-def test_the_rule_that_it_breaks_catches_it(rule: str, name: str, plugin: object) -> None:
-    class Wrong(Right):
-        pass
-
-    Wrong.plugin = plugin
-    caught(Wrong(), rule)
+@pytest.mark.parametrize(("rule", "name", "wrong"), MUTANTS.cases, ids=MUTANTS.ids)
+def test_the_rule_that_it_breaks_catches_it(rule: str, name: str, wrong: EmbeddingRequirements) -> None:
+    caught(wrong, rule)
 
 
 def test_every_rule_of_embedding_has_a_mutant() -> None:
-    assert {f"embedding.{rule.id}" for rule in embedding_rules.RULES} == {rule for rule, _, _ in MUTANTS}
+    assert MUTANTS.without([embedding_rules.RULES]) == set()
 
 
 @pytest.mark.parametrize(
@@ -360,7 +350,7 @@ def test_every_rule_of_embedding_has_a_mutant() -> None:
 )
 def test_requirements_that_are_not_true_are_caught(rule: str, claims: dict[str, Any]) -> None:
     wrong = Right()
-    wrong.plugin = made()
+    wrong.plugin = make(OllamaDialect)
     for name, value in claims.items():
         setattr(wrong, name, value)
     caught(wrong, f"embedding.{rule}")
@@ -368,7 +358,7 @@ def test_requirements_that_are_not_true_are_caught(rule: str, claims: dict[str, 
 
 def test_the_right_plugin_keeps_the_rules() -> None:
     class Requirements(Right):
-        plugin = made()
+        plugin = make(OllamaDialect)
 
     # All the others are held by plugins/ollama.
     report = run_suite(Requirements, only=[f"embedding.{rule.id}" for rule in embedding_rules.RULES])
@@ -380,7 +370,7 @@ def test_a_plugin_without_dimensions_is_not_asked_for_them() -> None:
         features = frozenset()
 
     class Requirements(Right):
-        plugin = made(backend=Plain)
+        plugin = make(Plain)
 
     findings = run_suite(Requirements, only=["embedding.dimensions", "embedding.dimensions.refused"]).findings
     assert [one.outcome for one in findings] == [Outcome.UNDECLARED, Outcome.SKIPPED]

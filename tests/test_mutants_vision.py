@@ -8,7 +8,6 @@ import re
 import threading
 import time
 import urllib.request
-from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -35,18 +34,19 @@ from llm_hub.messages import (
 )
 from llm_hub.openai_dialect import server_root
 from llm_hub.testing import FakeVLLM
-from llm_hub.testing.conformance import Outcome, Requirements, Tier, run_suite, vision_describe, vision_read
-from llm_hub.testing.conformance.mutants import Parts, caught
+from llm_hub.testing.conformance import Outcome, Tier, run_suite, vision_describe, vision_read
+from llm_hub.testing.conformance.mutants import Mutants, Parts, caught
 from llm_hub.testing.pictures import NotAnImage, look
 from llm_hub.testing.sights import BLANK, PAGE, PAGE_SIZE, PAGE_WORDS
 from llm_hub.testing.vision import VisionRequirements
 from llm_hub_vllm.dialect import FEATURES, VLLMDialect
 
-MUTANTS: list[tuple[str, str, object, type[Requirements]]] = []
-
 # -- what describes ---------------------------------------------------------------------------------------------------
 
-DESCRIBES = PluginManifest(api_version="1.0", summary="describes, for tests", features=FEATURES | {Feature.IMAGES})
+DESCRIBES = PluginManifest(
+    api_version="1.0", summary="describes, for tests", features=FEATURES | {Feature.IMAGES, Feature.READ}
+)
+"""That it reads is what one of the mutants makes the hub believe."""
 
 
 class Describes(VisionRequirements):
@@ -59,39 +59,23 @@ class Describes(VisionRequirements):
         return FakeVLLM()
 
 
-def described(
-    *,
-    dialect: type[VLLMDialect] = VLLMDialect,
-    backend: type[HttpBackend] = HttpBackend,
-    manifest: PluginManifest = DESCRIBES,
-) -> object:
-    return Parts(
-        Capability.VISION,
-        manifest,
-        lambda config, context: backend(
+def described(part: type[Any], manifest: PluginManifest = DESCRIBES) -> object:
+    """A plugin that describes, from a dialect or a backend."""
+
+    def build(config: Any, context: Any) -> HttpBackend:
+        backend, dialect = (part, VLLMDialect) if issubclass(part, HttpBackend) else (HttpBackend, part)
+        return backend(
             dialect(capability=Capability.VISION),
             config=server_root(config),
             context=context,
             capability=Capability.VISION,
-        ),
-    )
+        )
+
+    return Parts(Capability.VISION, manifest, build)
 
 
-def breaks(*rules: str) -> Callable[[type[Any]], type[Any]]:
-    """Marks a dialect, a backend or an engine that breaks these rules, each of which must catch it."""
-
-    def mark(kind: type[Any]) -> type[Any]:
-        wanted: type[Requirements] = Describes
-        if issubclass(kind, HttpBackend):
-            plugin = described(backend=kind)
-        elif issubclass(kind, VLLMDialect):
-            plugin = described(dialect=kind)
-        else:
-            plugin, wanted = reading(kind), Reads
-        MUTANTS.extend((f"vision.{rule}", kind.__name__, plugin, wanted) for rule in rules)
-        return kind
-
-    return mark
+DESCRIBERS = Mutants(Describes, described)
+breaks = DESCRIBERS.breaks
 
 
 class Sees(VLLMDialect):
@@ -203,6 +187,7 @@ class Denying(frozenset[Feature]):
         return feature is not Feature.READ and super().__contains__(feature)
 
 
+@breaks("apart")
 class ReadsByPrompt(HttpBackend):
     """Lets the hub believe that it reads, and asks a model to, whose words have no boxes."""
 
@@ -217,19 +202,6 @@ class ReadsByPrompt(HttpBackend):
 
     async def aread(self, request: ReadRequest, call: Call) -> ReadResponse:
         return self.read(request, call)
-
-
-MUTANTS.append(
-    (
-        "vision.apart",
-        "ReadsByPrompt",
-        described(
-            backend=ReadsByPrompt,
-            manifest=msgspec.structs.replace(DESCRIBES, features=DESCRIBES.features | {Feature.READ}),
-        ),
-        Describes,
-    )
-)
 
 
 # -- what reads -------------------------------------------------------------------------------------------------------
@@ -296,14 +268,26 @@ class Reader:
         return ()
 
 
-def reading(engine: type[Reader] = Reader, *, backend: type[EngineBackend] = EngineBackend) -> object:
-    manifest = PluginManifest(
-        api_version="1.0",
-        summary="reads, for tests",
-        features=frozenset({Feature.READ}),
-        default_models={Capability.VISION: "reader"},
-    )
-    return Parts(Capability.VISION, manifest, lambda config, context: backend(engine(), name=config.name, workers=4))
+READS = PluginManifest(
+    api_version="1.0",
+    summary="reads, for tests",
+    features=frozenset({Feature.READ}),
+    default_models={Capability.VISION: "reader"},
+)
+
+
+def reading(part: type[Any]) -> object:
+    """A plugin that reads, from an engine or a backend."""
+
+    def build(config: Any, context: Any) -> EngineBackend:
+        backend, engine = (part, Reader) if issubclass(part, EngineBackend) else (EngineBackend, part)
+        return backend(engine(), name=config.name, workers=4)
+
+    return Parts(Capability.VISION, READS, build)
+
+
+READERS = Mutants(Reads, reading)
+breaks = READERS.breaks
 
 
 class Rewrites(Reader):
@@ -458,6 +442,7 @@ class SeesLettersInShapes(Reader):
         return (Word(text="Ooh", box=(1, 1, 30, 30), confidence=0.99, line=0, paragraph=0),)
 
 
+@breaks("deadlines.passed")
 class Deaf(EngineBackend):
     """Takes every call for one that has just begun."""
 
@@ -465,29 +450,24 @@ class Deaf(EngineBackend):
         return super().read(request, Call(timeout=30))
 
 
-MUTANTS.append(("vision.deadlines.passed", "Deaf", reading(backend=Deaf), Reads))
-
-
 # -- the tests --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("rule", "name", "plugin", "right"), MUTANTS, ids=[f"{name}-{rule}" for rule, name, *_ in MUTANTS]
+    ("rule", "name", "wrong"), [*DESCRIBERS.cases, *READERS.cases], ids=[*DESCRIBERS.ids, *READERS.ids]
 )
-def test_the_rule_that_it_breaks_catches_it(rule: str, name: str, plugin: object, right: type[Requirements]) -> None:
-    wrong = right()
-    wrong.plugin = plugin
+def test_the_rule_that_it_breaks_catches_it(rule: str, name: str, wrong: VisionRequirements) -> None:
     caught(wrong, rule)
 
 
 def test_every_rule_of_vision_has_a_mutant() -> None:
-    rules = {f"vision.{rule.id}" for book in (vision_describe.RULES, vision_read.RULES) for rule in book}
-    assert rules <= {rule for rule, *_ in MUTANTS}
+    assert DESCRIBERS.without([vision_describe.RULES]) == set()
+    assert READERS.without([vision_read.RULES]) == set()
 
 
 def test_the_right_plugin_that_describes_keeps_the_rules() -> None:
     class Mine(Describes):
-        plugin = described()
+        plugin = described(VLLMDialect)
 
     # All the others are held by plugins/vllm.
     report = run_suite(Mine, only=[f"vision.{rule.id}" for rule in vision_describe.RULES])
@@ -496,7 +476,7 @@ def test_the_right_plugin_that_describes_keeps_the_rules() -> None:
 
 def test_the_right_plugin_that_reads_keeps_every_rule() -> None:
     class Mine(Reads):
-        plugin = reading()
+        plugin = reading(Reader)
 
     began = time.monotonic()
     report = run_suite(Mine)
@@ -511,7 +491,7 @@ def test_the_right_plugin_that_reads_keeps_every_rule() -> None:
 def test_what_is_claimed_and_not_so_is_caught() -> None:
     for claims in ({"read": True}, {"images": False}):
         wrong = Describes()
-        wrong.plugin = described()
+        wrong.plugin = described(VLLMDialect)
         for name, value in claims.items():
             setattr(wrong, name, value)
         caught(wrong, "vision.features.agree")
