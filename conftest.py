@@ -5,6 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# Thousands of sequences: pytest --hypothesis-profile thorough tests/test_invariants.py
+settings.register_profile("thorough", max_examples=3000, deadline=None)
 
 
 @pytest.fixture(autouse=True)

@@ -72,7 +72,9 @@ class FileBook:
         except ControlFileDamaged as error:
             error.hint = self._repair(error.hint)
             raise
-        self._latest = document
+        latest = self._latest
+        if latest is None or document.epoch >= latest.epoch:  # else a writer in another thread was faster
+            self._latest = document
         return document
 
     def _found(self) -> bytes:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import time
 
+from llm_hub.asking import guarded
 from llm_hub.call import Call
 from llm_hub.embedding_space import SpaceRecord, Verdict, by_kind, by_name, compare, record_of
 from llm_hub.embedding_vectors import embed_all
@@ -137,5 +138,5 @@ async def answers(world: World, runtime: Runtime, destination: Destination, call
         own = Call(
             timeout=max(0.001, min(call.remaining(), _LONGEST)), timeouts=destination.timeouts, cancel=call.cancel
         )
-        given[kind] = await embed_all(world, runtime, destination, request, own)
+        given[kind] = await guarded(embed_all(world, runtime, destination, request, own), destination)
     return by_name(given)

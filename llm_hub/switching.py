@@ -97,7 +97,8 @@ class Switchboard:
     def refresh(self) -> None:
         """Take up what the book says now. What stands in the way is logged and kept as `problem`; nothing is raised."""
         if not self.pinned:
-            with self._refreshing:  # so that of two the later one has the last word
+            # So that of two the later one has the last word, and nothing is put in force after what is newer than it.
+            with self._refreshing, self._lock:
                 self._refresh()
 
     def _refresh(self) -> None:

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from llm_hub.testing.ollama import FakeOllama as FakeOllama
     from llm_hub.testing.pictures import draw as draw
     from llm_hub.testing.proxy import RecordingProxy as RecordingProxy
+    from llm_hub.testing.puppets import Puppet as Puppet
     from llm_hub.testing.recordings import Recording as Recording
     from llm_hub.testing.recordings import load as load
     from llm_hub.testing.recordings import load_folder as load_folder
@@ -58,6 +59,7 @@ _HOME = {
     "PluginEnvironment": "environments",
     "PluginFolder": "environments",
     "Prompt": "model",
+    "Puppet": "puppets",
     "Recording": "recordings",
     "RecordingProxy": "proxy",
     "ReplayServer": "replay",
@@ -95,6 +97,7 @@ __all__ = [
     "PluginEnvironment",
     "PluginFolder",
     "Prompt",
+    "Puppet",
     "Recording",
     "RecordingProxy",
     "ReplayServer",

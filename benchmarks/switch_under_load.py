@@ -1,0 +1,371 @@
+"""Many processes call two live backends while these are switched, rolled back, killed and restarted: what is lost?
+
+Every answer is known word by word, so that a lost or doubled chunk shows. Processes with even numbers call from an event
+loop, those with odd numbers from threads; half of the callers stream. The backends are fake servers, processes of their own.
+
+    uv run python benchmarks/switch_under_load.py                                     # 100,000 calls
+    uv run python benchmarks/switch_under_load.py --calls 2000 --processes 2 --callers 10
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import collections
+import contextlib
+import json
+import logging
+import multiprocessing
+import os
+import statistics
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from llm_hub import Hub, HubError
+from llm_hub.errors import StreamInterrupted
+from llm_hub.messages import ServedBy
+from llm_hub.testing import FakeOllama, FakeServer, FakeVLLM
+
+COUNT, COUNTED = "Count from 1 to 60.", " ".join(map(str, range(1, 61)))
+ASK, ASKED = "What is the capital of France?", "The capital of France is Paris."
+ROUTES = {"ollama": "ollama,vllm", "vllm": "vllm,ollama"}
+SPAWN = multiprocessing.get_context("spawn")
+
+
+# -- the backends -----------------------------------------------------------------------------------------------------
+
+
+def serve(kind: str, port: int, ready: Any) -> None:
+    """A backend, until it is killed."""
+    server: FakeServer = FakeOllama(port=port) if kind == "ollama" else FakeVLLM(port=port)
+    with server:
+        ready.put(server.port)
+        while True:
+            time.sleep(1)
+            server.requests.clear()
+
+
+class Backend:
+    """A backend in a process of its own, which keeps its port."""
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+        self.port = 0
+        self.start()
+
+    def start(self) -> None:
+        ready = SPAWN.Queue()
+        self.process = SPAWN.Process(target=serve, args=(self.kind, self.port, ready), daemon=True)
+        self.process.start()
+        self.port = ready.get(timeout=60)
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.join()
+
+
+# -- the callers ------------------------------------------------------------------------------------------------------
+
+
+class Tally:
+    """What the callers of one process saw."""
+
+    def __init__(self, hub: Hub, quota: int, progress: Any) -> None:
+        self.hub = hub
+        self.left = quota
+        self.progress = progress
+        self.lock = threading.Lock()
+        self.streams = self.whole = self.spanned = self.fallbacks = 0
+        self.failed: list[str] = []
+        self.broken: list[tuple[float, str, str]] = []
+        self.wrong: list[str] = []
+        self.served: collections.Counter[tuple[int, str, bool]] = collections.Counter()
+        self.epochs: list[tuple[int, float]] = []
+
+    def take(self) -> int | None:
+        """The number of the next call, None when there are none left."""
+        with self.lock:
+            if not self.left:
+                return None
+            self.left -= 1
+            self.progress.value += 1
+            return self.left
+
+    def answered(self, text: str, expected: str, served: ServedBy | None, first: int, last: int) -> None:
+        """An answer has come; its epoch must be between those in force before and after it was leased."""
+        assert served is not None
+        with self.lock:
+            if text != expected:
+                self.wrong.append(f"text: {text!r} by {served}")
+            if not first <= served.epoch <= last:
+                self.wrong.append(f"epoch: begun between {first} and {last}, served by {served}")
+            self.served[served.epoch, served.backend, served.fallback] += 1
+
+    def streamed(self, ids: set[str | None], served: ServedBy | None) -> None:
+        """All chunks of a stream must be from one answer, and that from the backend that it names."""
+        assert served is not None
+        of_vllm = any(one is not None for one in ids)
+        with self.lock:
+            self.streams += 1
+            self.spanned += self.hub.epoch != served.epoch
+            if len(ids) != 1 or of_vllm != (served.backend == "vllm"):
+                self.wrong.append(f"chunks: of {ids} by {served}")
+
+    def fails(self, error: HubError, pieces: list[str], served: ServedBy | None) -> None:
+        """Before the first piece a retry could have saved it; after it, only the death of its backend may break it."""
+        with self.lock:
+            if isinstance(error, StreamInterrupted) and pieces and served is not None:
+                self.broken.append((time.monotonic(), served.backend, str(error)))
+                if error.partial != "".join(pieces) or not COUNTED.startswith(error.partial):
+                    self.wrong.append(f"partial: {error.partial!r}, pieces {pieces}")
+            else:
+                self.failed.append(f"{type(error).__name__}: {error}")
+
+    def watch(self, stop: threading.Event) -> None:
+        """Note when this process is on which epoch."""
+        known = 0
+        while not stop.is_set():
+            epoch = self.hub.epoch
+            if epoch != known:
+                known = epoch
+                self.epochs.append((epoch, time.monotonic()))
+            stop.wait(0.002)
+
+    def report(self) -> dict[str, Any]:
+        return {
+            "streams": self.streams,
+            "whole": self.whole,
+            "spanned": self.spanned,
+            "failed": self.failed,
+            "broken": self.broken,
+            "wrong": self.wrong,
+            "served": [[*key, number] for key, number in self.served.items()],
+            "epochs": self.epochs,
+        }
+
+
+def call_from_threads(tally: Tally, callers: int) -> None:
+    text = tally.hub.text()
+
+    def caller(_: int) -> None:
+        while (number := tally.take()) is not None:
+            first, pieces, served, ids = tally.hub.epoch, [], None, set()
+            try:
+                if number % 2:
+                    answer = text.chat(ASK, timeout=60)
+                    tally.whole += 1
+                    tally.answered(answer.text, ASKED, answer.served_by, first, tally.hub.epoch)
+                    continue
+                with text.stream(COUNT, timeout=60) as stream:
+                    last = None
+                    for chunk in stream:
+                        last = last or tally.hub.epoch
+                        served = stream.served_by
+                        pieces.append(chunk.text)
+                        ids.add(chunk.id)
+                tally.answered("".join(pieces), COUNTED, served, first, last or first)
+                tally.streamed(ids, served)
+            except HubError as error:
+                tally.fails(error, pieces, served)
+
+    with ThreadPoolExecutor(callers) as pool:
+        list(pool.map(caller, range(callers)))
+
+
+def call_from_tasks(tally: Tally, callers: int) -> None:
+    text = tally.hub.text()
+
+    async def caller() -> None:
+        while (number := tally.take()) is not None:
+            first, pieces, served, ids = tally.hub.epoch, [], None, set()
+            try:
+                if number % 2:
+                    answer = await text.achat(ASK, timeout=60)
+                    tally.whole += 1
+                    tally.answered(answer.text, ASKED, answer.served_by, first, tally.hub.epoch)
+                    continue
+                async with text.astream(COUNT, timeout=60) as stream:
+                    last = None
+                    async for chunk in stream:
+                        last = last or tally.hub.epoch
+                        served = stream.served_by
+                        pieces.append(chunk.text)
+                        ids.add(chunk.id)
+                tally.answered("".join(pieces), COUNTED, served, first, last or first)
+                tally.streamed(ids, served)
+            except HubError as error:
+                tally.fails(error, pieces, served)
+
+    async def all_of_them() -> None:
+        await asyncio.gather(*(caller() for _ in range(callers)))
+
+    asyncio.run(all_of_them())
+
+
+def work(number: int, environ: dict[str, str], callers: int, quota: int, progress: Any, start: Any, out: Any) -> None:
+    """One process of a service."""
+    logging.getLogger("llm_hub").setLevel(logging.CRITICAL)
+    with Hub.from_env(environ) as hub:
+        tally = Tally(hub, quota, progress)
+        hub.text().chat(ASK, timeout=60)
+        stop = threading.Event()
+        watcher = threading.Thread(target=tally.watch, args=(stop,))
+        watcher.start()
+        start.wait(60)
+        (call_from_threads if number % 2 else call_from_tasks)(tally, callers)
+        out.put(tally.report())  # and stay, so that the last switch is seen by all
+        start.wait(600)
+        stop.set()
+        watcher.join()
+        out.put(tally.epochs)
+
+
+# -- the run ----------------------------------------------------------------------------------------------------------
+
+
+def run(calls: int, processes: int, callers: int, switches: int, state: Path) -> dict[str, Any]:
+    backends = {kind: Backend(kind) for kind in ROUTES}
+    environ = {
+        "LLM_PROVIDER": "ollama",
+        "LLM_FALLBACK": "vllm",
+        "LLM_HUB_STATE": str(state),
+        "OLLAMA_BASE_URL": f"http://127.0.0.1:{backends['ollama'].port}",
+        "VLLM_BASE_URL": f"http://127.0.0.1:{backends['vllm'].port}",
+        "OLLAMA_MODEL": "hub-test-vlm",
+        "VLLM_MODEL": "hub-test-vlm",
+    }
+    progress = [SPAWN.Value("Q", 0) for _ in range(processes)]
+    start = SPAWN.Barrier(processes + 1)
+    out = SPAWN.Queue()
+    quotas = [calls // processes + (number < calls % processes) for number in range(processes)]
+    workers = [
+        SPAWN.Process(target=work, args=(number, environ, callers, quotas[number], progress[number], start, out))
+        for number in range(processes)
+    ]
+    for worker in workers:
+        worker.start()
+    published: dict[int, tuple[str, float]] = {}
+    killed: tuple[float, float] | None = None
+    try:
+        with Hub.from_env(environ) as hub:
+            published[hub.epoch] = ("ollama", 0.0)
+            start.wait(120)
+            began = time.monotonic()
+            for number in range(switches):
+                _until(lambda: sum(one.value for one in progress) >= calls * (number + 1) / (switches + 1), workers)  # noqa: B023 (called here)
+                to, change = _steps(hub)[number % 4]
+                epoch = change().epoch
+                published[epoch] = (to, time.monotonic())
+                if number == switches // 8 * 4 and to == "vllm":
+                    time.sleep(0.2)
+                    at = time.monotonic()
+                    backends["vllm"].kill()
+                    time.sleep(1.0)
+                    backends["vllm"].start()
+                    killed = (at, time.monotonic())
+            tallies = [out.get(timeout=1800) for _ in workers]
+            seconds = time.monotonic() - began
+            time.sleep(0.3)
+            start.wait(60)
+            epochs = [out.get(timeout=60) for _ in workers]
+    finally:
+        for worker in workers:
+            worker.join(5)
+            worker.kill()
+        for backend in backends.values():
+            backend.kill()
+    return _judged(tallies, epochs, published, killed, seconds)
+
+
+def _steps(hub: Hub) -> list[tuple[str, Callable[[], Any]]]:
+    """A switch, a rollback, a switch there, a switch back."""
+    there: Callable[[], Any] = lambda: hub.use(text=ROUTES["vllm"])  # noqa: E731 (one of four alike)
+    return [
+        ("vllm", there),
+        ("ollama", hub.rollback),
+        ("vllm", there),
+        ("ollama", lambda: hub.use(text=ROUTES["ollama"])),
+    ]
+
+
+def _until(done: Callable[[], bool], workers: list[Any]) -> None:
+    while not done():
+        if not all(worker.is_alive() for worker in workers):
+            raise RuntimeError("a process has died")
+        time.sleep(0.01)
+
+
+def _judged(
+    tallies: list[dict[str, Any]],
+    epochs: list[list[tuple[int, float]]],
+    published: dict[int, tuple[str, float]],
+    killed: tuple[float, float] | None,
+    seconds: float,
+) -> dict[str, Any]:
+    served: collections.Counter[tuple[int, str, bool]] = collections.Counter()
+    wrong = [line for tally in tallies for line in tally["wrong"]]
+    for tally in tallies:
+        for epoch, backend, fallback, number in tally["served"]:
+            served[epoch, backend, fallback] += number
+            if not fallback and published[epoch][0] != backend:
+                wrong.append(
+                    f"route: epoch {epoch} is for {published[epoch][0]}, {number} calls were served by {backend}"
+                )
+    broken = [line for tally in tallies for line in tally["broken"]]
+    unexplained = [
+        line for line in broken if killed is None or line[1] != "vllm" or not killed[0] <= line[0] <= killed[1] + 1
+    ]
+    late = []
+    for epoch, (_, at) in published.items():
+        if at:
+            seen = [min((when for number, when in one if number >= epoch), default=float("inf")) for one in epochs]
+            late.append(max(max(seen) - at, 0.0) * 1000)
+    failed = [line for tally in tallies for line in tally["failed"]]
+    return {
+        "calls": sum(served.values()) + len(broken) + len(failed),
+        "streams": sum(tally["streams"] for tally in tallies),
+        "seconds": round(seconds, 1),
+        "switches": len(late),
+        "streams_across_a_switch": sum(tally["spanned"] for tally in tallies),
+        "served_by_fallback": sum(number for (_, _, fallback), number in served.items() if fallback),
+        "failed_that_a_retry_could_have_saved": len(failed),
+        "streams_broken_by_the_kill": len(broken) - len(unexplained),
+        "streams_broken_otherwise": len(unexplained),
+        "wrong": len(wrong),
+        "ms_until_all_are_on_the_new_epoch": {
+            "median": round(statistics.median(late), 1) if late else None,
+            "most": round(max(late), 1) if late else None,
+        },
+        "examples": [*failed[:5], *map(str, unexplained[:5]), *wrong[:5]],
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--calls", type=int, default=100_000)
+    parser.add_argument("--processes", type=int, default=8)
+    parser.add_argument("--callers", type=int, default=50)
+    parser.add_argument("--switches", type=int, default=20)
+    parser.add_argument("--json", action="store_true")
+    given = parser.parse_args()
+    logging.getLogger("llm_hub").setLevel(logging.CRITICAL)
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(sys.stderr):
+        found = run(given.calls, given.processes, given.callers, given.switches, Path(folder) / "control.json")
+    if given.json:
+        print(json.dumps(found, indent=2))
+    else:
+        print(f"{given.processes} processes of {given.callers} callers on {os.cpu_count()} cores")
+        for name, value in found.items():
+            print(f"{name.replace('_', ' '):45} {value}")
+    lost = found["failed_that_a_retry_could_have_saved"] + found["streams_broken_otherwise"] + found["wrong"]
+    sys.exit(1 if lost else 0)
+
+
+if __name__ == "__main__":
+    main()
