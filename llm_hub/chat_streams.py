@@ -181,6 +181,8 @@ class _Stream:
         """After the first content every failure is this one, so that nobody takes a part for the whole."""
         if isinstance(error, StreamInterrupted):
             error.partial = self.text
+            if isinstance(cause := error.__cause__, HubError):
+                error.ejects = error.ejects or cause.ejects
             return error
         interrupted = StreamInterrupted(
             f"the answer broke off: {error.message}",
