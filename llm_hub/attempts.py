@@ -52,6 +52,7 @@ Admit = Callable[[Destination], Awaitable[None]]
 _GRAVE = 2  # times that a request may fail in the hands of a backend; by then it may be the request
 _LONGEST_PAUSE = 60.0  # seconds that a call without a deadline waits for a server that asked to be left alone
 _POLL, _SLOWEST_POLL = 0.25, 2.0  # seconds between two looks at a model that loads; each is half as long again
+_LAST_LOOK = 0.02  # seconds before a deadline, when it is no use to look again
 _CROWDED = 2  # steps of the backoff that are left out with a backend that has too much to do
 
 
@@ -312,8 +313,8 @@ class Journey(Generic[R, T]):
     async def _while_loading(self, destination: Destination, error: BackendLoading, poll: float, until: float) -> None:
         """Wait before it is asked again. Raises when that would be too late."""
         destination.health.note(error)
-        pause = max(poll, error.retry_after or 0.0) * random.uniform(0.75, 1.25)  # noqa: S311 - spreads callers
-        if time.monotonic() + pause > until:
+        left = until - time.monotonic()
+        if left <= _LAST_LOOK:
             raise DeadlineExceeded(
                 f"it was still loading the model after {destination.timeouts.load:g} s",
                 stage="load",
@@ -321,7 +322,10 @@ class Journey(Generic[R, T]):
                 backend=destination.name,
                 hint="If it needs longer, raise timeouts.load of this backend.",
             ) from error
-        if pause >= self._call.remaining():
+        # With a look before either deadline, however long the pause would be.
+        pause = max(poll, error.retry_after or 0.0) * random.uniform(0.75, 1.25)  # noqa: S311 - spreads callers
+        pause = min(pause, left, self._call.remaining() / 2)
+        if pause <= _LAST_LOOK:
             raise error
         await self._world.wait(self._world.signal(), pause, self._call)
 

@@ -173,7 +173,8 @@ class Health:
         impatient = (
             isinstance(error, DeadlineExceeded) and error.stage == "total"
         )  # the caller's, and perhaps too short
-        if error.backend is not None and (error.blames_backend or impatient):
+        busy = isinstance(error, BackendOverloaded)  # which it could not say if it were ill
+        if error.backend is not None and (error.blames_backend or impatient) and not busy:
             self.suspicions += 1
         if error.blames_backend and not impatient:
             self.failures += 1
