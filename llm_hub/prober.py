@@ -36,10 +36,17 @@ def attend(
     health = destination.health
     if opened or health.suspicions >= _SUSPICIOUS:
         _start(_watch, runtime, destination, capability, health)
-    elif isinstance(error, DeadlineExceeded) and error.stage != "connect" and destination.loads_on_demand:
-        since = health.served_at.get(destination.model)
-        if since is None or health.clock() - since > _STILL_LOADED:
-            _start(_load, runtime, destination, capability, health)
+    elif isinstance(error, DeadlineExceeded) and error.stage != "connect" and _may_load(destination):
+        _start(_load, runtime, destination, capability, health)
+
+
+def _may_load(destination: Destination) -> bool:
+    """May the model have to be loaded before it answers? What has just answered is in memory."""
+    since = destination.health.served_at.get(destination.model)
+    in_process = destination.health.address is None
+    return (destination.loads_on_demand or in_process) and (
+        since is None or destination.health.clock() - since > _STILL_LOADED
+    )
 
 
 def tell_opened(runtime: Runtime, health: Health, error: HubError | None, reason: str = "") -> None:
@@ -91,7 +98,9 @@ def _watch(ref: weakref.ref[Runtime], destination: Destination, capability: Capa
     health, breaker = destination.health, destination.health.breaker
     if breaker.closed:
         began = health.clock()
-        probe = _probe(ref, destination, capability, Rung.GENERATING)
+        probe = _probe(ref, destination, capability, Rung.LOADED) if _may_load(destination) else None
+        if probe is None or probe.ok:
+            probe = _probe(ref, destination, capability, Rung.GENERATING)
         if probe is None:
             return
         served = health.served_at.get(destination.model)
@@ -103,8 +112,7 @@ def _watch(ref: weakref.ref[Runtime], destination: Destination, capability: Capa
         health.rest(breaker.cooling() * _EARLY)
         if _no_more(health):
             return
-        limit = _limit(destination, health.needs)
-        breaker.hold(limit)  # no call is risked while the probe is on its way
+        breaker.hold(_limit(destination, health.needs))  # no call is risked while the probe is on its way
         probe = _probe(ref, destination, capability, health.needs)
         if probe is None:
             breaker.hold(0.0)
@@ -131,6 +139,8 @@ def _cool_down(ref: weakref.ref[Runtime], health: Health, probe: Probe) -> None:
 def _load(ref: weakref.ref[Runtime], destination: Destination, capability: Capability) -> None:
     """A caller gave up, which may have cancelled the load of the model: load it apart from any caller's deadline."""
     _probe(ref, destination, capability, Rung.LOADED)
+    if destination.health.suspicions >= _SUSPICIOUS:
+        _watch(ref, destination, capability)
 
 
 def _limit(destination: Destination, rung: Rung) -> float:
@@ -139,7 +149,8 @@ def _limit(destination: Destination, rung: Rung) -> float:
         return _CONTROL
     if rung is Rung.LOADED:
         return destination.timeouts.load
-    return min(destination.timeouts.first_token, _GENERATING)
+    most = min(destination.timeouts.first_token, _GENERATING)
+    return most + destination.timeouts.load if _may_load(destination) else most
 
 
 def _probe(ref: weakref.ref[Runtime], destination: Destination, capability: Capability, rung: Rung) -> Probe | None:
