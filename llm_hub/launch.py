@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Literal
 
@@ -146,3 +147,9 @@ class LaunchSpec(msgspec.Struct, frozen=True, kw_only=True):
             command=tuple(at(part) for part in self.command),
             environment={name: at(value) for name, value in self.environment.items()},
         )
+
+
+def is_pinned(image: str) -> bool:
+    """Has the name of an image a version, so that it will be the same tomorrow?"""
+    tag = re.search(r"(?::([A-Za-z0-9_][A-Za-z0-9_.-]*)|@sha256:[0-9a-f]{64})$", image)
+    return tag is not None and tag[1] != "latest"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import inspect
-import re
 import types
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -14,7 +13,7 @@ import pluggy
 
 from llm_hub import hookspecs
 from llm_hub.capabilities import Backend, Capability, EmbeddingBackend, Feature, ReadingBackend, TextBackend
-from llm_hub.launch import API_KEY, LaunchSpec
+from llm_hub.launch import API_KEY, LaunchSpec, is_pinned
 from llm_hub.manifest import KnownBad, PluginManifest
 
 __all__ = [
@@ -277,7 +276,7 @@ def check_launch(spec: object) -> None:
             f"its LaunchSpec would kill after {spec.stop_grace:g} s what may drain for {spec.drain:g} s",
             "Make stop_grace longer than drain.",
         )
-    if spec.container is not None and not re.search(r"[:@][^/]*\d[^/]*$", spec.container.image):
+    if spec.container is not None and not is_pinned(spec.container.image):
         raise Fault(
             f"the image {spec.container.image!r} of its LaunchSpec has no version", "Pin it: name:version, no `latest`."
         )

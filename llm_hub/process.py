@@ -21,6 +21,7 @@ MARK = "LLM_HUB_SUPERVISED"
 
 _PROC = Path("/proc")
 _GUARDIAN = str(Path(__file__).with_name("_guardian.py"))
+_STARTED = "--- llm-hub: started"
 _ORPHAN_GRACE = 5.0  # seconds that a backend may take to end when `llm-hub up` was killed
 _LOG_LIMIT = 10 << 20  # bytes; two older logs are kept
 
@@ -205,14 +206,25 @@ def _marked(wanted: bytes) -> list[int]:
 
 
 def tail(log: Path, lines: int = 20, *, longest: int = 32768) -> list[str]:
-    """The last lines of a log, of those since its process was started. At most `longest` bytes are looked at."""
+    """The last lines that the last process wrote into its log. At most `longest` bytes are looked at.
+
+    Where the log was put aside in the midst of them, those before come from the older one.
+    """
+    text = ""
+    for path in (log, log.with_name(f"{log.name}.1")):
+        text = _end_of(path, longest) + text
+        if _STARTED in text or text.count("\n") > lines:
+            break
+    last = text.rpartition(_STARTED)[2] if _STARTED in text else text
+    found = [line.rstrip() for line in last.splitlines()[1 if _STARTED in text else 0 :]]
+    return [line for line in found if line and not line.startswith("--- llm-hub:")][-lines:]
+
+
+def _end_of(path: Path, longest: int) -> str:
     try:
-        with log.open("rb") as file:
+        with path.open("rb") as file:
             size = file.seek(0, os.SEEK_END)
             file.seek(max(0, size - longest))
-            text = file.read().decode("utf-8", "replace")
+            return file.read().decode("utf-8", "replace")
     except OSError:
-        return []
-    last = text.rpartition("--- llm-hub: started")[2] if "--- llm-hub: started" in text else text
-    found = [line.rstrip() for line in last.splitlines()[1 if last is not text else 0 :]]
-    return [line for line in found if line and not line.startswith("--- llm-hub:")][-lines:]
+        return ""

@@ -14,6 +14,7 @@ from llm_hub.addresses import ollama_host as ollama_address
 from llm_hub.capabilities import Capability
 from llm_hub.config import Secret
 from llm_hub.errors import SettingsError
+from llm_hub.launch import is_pinned
 
 __all__ = ["DISTRIBUTION", "KINDS", "Kind", "described", "suggestion"]
 
@@ -23,7 +24,6 @@ DISTRIBUTION = "dist:"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _MEMORY = re.compile(r"[0-9]+(?:\.[0-9]+)? ?(?:[MGT]i?B)")
-_PINNED = re.compile(r"(?::[A-Za-z0-9_][A-Za-z0-9_.-]*|@sha256:[0-9a-f]{64})$")
 _GPU = re.compile(r"(?:GPU|MIG)-[0-9A-Za-z][0-9A-Za-z/-]*")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 _LONGEST_WAIT = 1e6  # seconds; what the sockets of every platform can still be told
@@ -255,7 +255,7 @@ def _words(value: object, where: str) -> tuple[str, ...]:
 
 def _image(value: object, where: str) -> str:
     name = _string(value, where)
-    if not _PINNED.search(name) or name.endswith(":latest"):
+    if not is_pinned(name):
         raise SettingsError(
             f"the image {name!r} has no version, so that nobody knows what it will be",
             where=where,

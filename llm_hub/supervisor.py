@@ -194,6 +194,7 @@ class _Keeper:
         self._failures = 0
         self._checked = 0.0
         self._drift: tuple[str, str] | None = None
+        self._process: Process | None = None
 
     def keep(self) -> None:
         """Until it is told to stop, or gives up."""
@@ -203,6 +204,9 @@ class _Keeper:
                     return
             self._become("stopped", "as it was asked to")
         except Exception as error:  # noqa: BLE001 - the others go on; it is told, and the command ends with 1
+            if self._process is not None:
+                self._process.kill()
+                self._process.wait(10)
             self._become("failed", f"the supervisor failed: {type(error).__name__}: {error}")
 
     def _once(self) -> bool:
@@ -213,7 +217,7 @@ class _Keeper:
             if not mine:
                 return True
             try:
-                process = self._begin()
+                process = self._process = self._begin()
             except HubError as error:
                 self._become("failed", error.message, hint=error.hint or "")
                 return False
@@ -368,7 +372,8 @@ class _Keeper:
     def _become(self, state: State, text: str, *, hint: str = "", lines: tuple[str, ...] = ()) -> None:
         detail = "" if state == "ready" else text
         self._supervisor.note(self.name, changed(self._supervisor.backends[self.name], state, detail=detail, hint=hint))
-        self._supervisor._say(Event(backend=self.name, state=state, text=text, hint=hint, lines=lines))
+        with contextlib.suppress(Exception):  # whoever listened has gone (`llm-hub up | head`): that stops no backend
+            self._supervisor._say(Event(backend=self.name, state=state, text=text, hint=hint, lines=lines))
 
 
 class _Watcher:

@@ -13,6 +13,7 @@ import click
 from llm_hub.cli.common import guarded_output, open_hub, shown
 
 if TYPE_CHECKING:
+    from llm_hub.gpu import Placement
     from llm_hub.starting import Startable
     from llm_hub.supervisor import Event, Supervisor
 
@@ -45,6 +46,8 @@ def command(ctx: click.Context, *, only: tuple[str, ...]) -> None:
             placements = resolve(assigned, read_inventory()) if any(one.gpus for one in assigned) else {}
             devices = {name: one.devices for name, one in placements.items()}
             found, others = startable(runtime, only=only, devices=devices)
+        for ours in found:
+            _check_gpus(placements.get(ours.name))
         for one in others:
             shown(f"{one.name}: not started: {one.reason}", dim=not one.wrong)
             if one.hint:
@@ -55,9 +58,9 @@ def command(ctx: click.Context, *, only: tuple[str, ...]) -> None:
                 hint='Give one an address of this machine: base_url = "http://127.0.0.1:8080" in [backends.NAME].',
             )
         with Register.held(folder_of(runtime.settings.state_path)) as register:
-            for started in found:
-                for note in started.spec.notes:
-                    shown(f"{started.name}: {note}", dim=True)
+            for ours in found:
+                for note in ours.spec.notes:
+                    shown(f"{ours.name}: {note}", dim=True)
 
             def check(one: Startable) -> tuple[str, str] | None:
                 wrong = [each for each in drift(runtime, only=[one.name]) if each.level == "error"]
@@ -69,6 +72,19 @@ def command(ctx: click.Context, *, only: tuple[str, ...]) -> None:
                 fine = supervisor.run()
     if not fine or any(one.wrong for one in others):
         ctx.exit(1)
+
+
+def _check_gpus(placement: Placement | None) -> None:
+    """Raise SettingsError unless its GPUs are here: it would run on the CPU, or on another card."""
+    from llm_hub.errors import SettingsError
+
+    if placement is not None and placement.devices.gpus and not placement.verified:
+        named = ", ".join(map(str, placement.written))
+        raise SettingsError(
+            f"the GPUs of {placement.backend!r} ({named}) cannot be used on this machine",
+            where=placement.source,
+            hint=f"`llm-hub gpus` lists what is here, and why not. To run it on the CPU, take [gpu.assign.{placement.backend}] out.",
+        )
 
 
 def _say(event: Event) -> None:
@@ -88,7 +104,9 @@ def _signals(supervisor: Supervisor) -> Iterator[None]:
     def stop(*_: object) -> None:
         supervisor.stop()
 
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    numbers = [signal.SIGTERM]
+    # What was ignored from the beginning stays so: that is what nohup, and a shell that puts it into the background, mean.
+    numbers += [one for one in (signal.SIGINT, signal.SIGHUP) if signal.getsignal(one) is not signal.SIG_IGN]
     before = {number: signal.signal(number, stop) for number in numbers}
     try:
         yield

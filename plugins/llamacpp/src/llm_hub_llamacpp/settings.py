@@ -8,6 +8,8 @@ from typing import Literal
 
 import msgspec
 
+from llm_hub.launch import is_pinned
+
 __all__ = ["DEFAULT_CONTEXT", "DEFAULT_MODEL", "PROFILES", "Launch", "LlamaCppSettings", "Profile", "available_cpus"]
 
 DEFAULT_CONTEXT = 4096
@@ -48,6 +50,8 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     python_image: str = "python:3.13.9-slim-trixie"
 
     def __post_init__(self) -> None:
+        if not is_pinned(self.python_image):
+            raise ValueError(f"python_image must have a version, as in python:3.13.9-slim, not {self.python_image!r}")
         if self.grace < 0 or self.start_timeout <= 0:
             raise ValueError("grace must not be negative, and start_timeout must be positive")
 

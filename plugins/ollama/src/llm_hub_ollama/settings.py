@@ -8,6 +8,8 @@ from typing import Any
 
 import msgspec
 
+from llm_hub.launch import is_pinned
+
 __all__ = ["REQUEST_OPTIONS", "RUNNER_OPTIONS", "Launch", "OllamaSettings", "Profile", "canonical_name", "short_name"]
 
 RUNNER_OPTIONS = (
@@ -140,6 +142,8 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     start_timeout: float = 600.0
 
     def __post_init__(self) -> None:
+        if not is_pinned(self.image):
+            raise ValueError(f"image must have a version, as in name:1.2.3 and never latest, not {self.image!r}")
         if self.drain < 0 or self.start_timeout <= 0:
             raise ValueError("drain must not be negative, and start_timeout must be positive")
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 
+from llm_hub.launch import is_pinned
 from llm_hub.openai_embedding import EncodingFormat
 from llm_hub.openai_encoding import RESERVED
 
@@ -57,6 +58,8 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     def __post_init__(self) -> None:
         if any(arg.partition("=")[0] == "--api-key" for arg in self.args):
             raise ValueError("args may not hold --api-key, which all who list processes would see: set api_key_env")
+        if not is_pinned(self.image):
+            raise ValueError(f"image must have a version, as in name:1.2.3 and never latest, not {self.image!r}")
         if self.drain < 0 or self.start_timeout <= 0:
             raise ValueError("drain must not be negative, and start_timeout must be positive")
 
