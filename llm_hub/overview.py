@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
@@ -15,6 +15,7 @@ from llm_hub.control import Entry
 from llm_hub.errors import HubError
 from llm_hub.health import BackendCondition
 from llm_hub.presence import Report, live
+from llm_hub.running import RunningBackend, read_running
 from llm_hub.selection import OPERATIONS, Ask, Decision, Target
 from llm_hub.transport import drive
 from llm_hub.worlds import BLOCKING
@@ -49,7 +50,10 @@ class BackendLine(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Overview(msgspec.Struct, frozen=True, kw_only=True):
-    """The state of everything that shares a control file. `problem` is what is wrong with that file."""
+    """The state of everything that shares a control file. `problem` is what is wrong with that file.
+
+    `started` are the backends that `llm-hub up` keeps running beside it, by name.
+    """
 
     control_file: str | None
     current: Entry
@@ -58,6 +62,7 @@ class Overview(msgspec.Struct, frozen=True, kw_only=True):
     capabilities: tuple[CapabilityLine, ...]
     backends: tuple[BackendLine, ...]
     processes: tuple[Report, ...]
+    started: Mapping[str, RunningBackend] = {}
 
     @property
     def behind(self) -> tuple[Report, ...]:
@@ -97,7 +102,17 @@ def overview(hub: Hub, *, rung: Rung = Rung.MODEL_PRESENT, timeout: float = 5.0)
         capabilities=lines,
         backends=_backends(list(zip(wanted, probes, strict=True)), reports),
         processes=reports,
+        started=_started(hub.settings.state_path),
     )
+
+
+def _started(state_path: str | None) -> Mapping[str, RunningBackend]:
+    """What `llm-hub up` keeps running; nothing where none runs. A register that cannot be read is for the doctor."""
+    try:
+        running = read_running(state_path)
+    except HubError:
+        return {}
+    return running.backends if running is not None and running.alive else {}
 
 
 def _asks(runtime: Runtime) -> list[Ask]:

@@ -16,6 +16,7 @@ from llm_hub import Hub, Settings
 from llm_hub.diagnosis import diagnose
 from llm_hub.drift import drift, look
 from llm_hub.gpu import Gpu, GpuProcess, Inventory, MigInstance, Placement, resolve
+from llm_hub.overview import overview
 from llm_hub.process import family, listener, started_at
 from llm_hub.running import Register, Running, RunningBackend, folder_of
 from llm_hub.settings import Assignment
@@ -206,10 +207,12 @@ def test_the_doctor_tells_how_what_up_started_fares(tmp_path: Path, state: Any, 
         running = Running(mark="m", pid=os.getpid(), began=started_at(os.getpid()), since=0, backends={"o": backend})
         register.write(running)
         with Hub(Settings.of(state=path)) as hub:
+            assert overview(hub, timeout=1).started == {"o": backend}
             found = [one for one in diagnose(hub, timeout=1).findings if one.kind == "running"]
         assert [(one.subject, one.state, one.level, one.detail) for one in found] == [("o", state, level, "so it is")]
         register.write(Running(mark="m", pid=os.getpid(), began="1", since=0, backends={"o": backend}))
         with Hub(Settings.of(state=path)) as hub:
+            assert overview(hub, timeout=1).started == {}
             found = [one for one in diagnose(hub, timeout=1).findings if one.kind == "running"]
         ended = [] if state == "stopped" else [("up", "ended", "warning")]
         assert [(one.subject, one.state, one.level) for one in found] == ended

@@ -15,6 +15,7 @@ from llm_hub.cli.common import guarded_output, notes, open_hub, print_json, tabl
 if TYPE_CHECKING:
     from llm_hub.health import BackendCondition
     from llm_hub.overview import BackendLine, CapabilityLine, Overview
+    from llm_hub.running import RunningBackend
     from llm_hub.selection import Decision
 
 __all__ = ["command"]
@@ -96,6 +97,10 @@ def _print(found: Overview, *, colour: bool | None = None) -> None:
         for line in found.backends:
             for said in _details(line):
                 click.echo(f"  {line.name}: {said}")
+    if found.started:
+        click.echo()
+        head = ("started by up", "state", "process", "restarts", "for", "note")
+        table(head, [_started(name, one) for name, one in found.started.items()], colour=colour)
     click.echo()
     if not found.processes:
         click.secho("No process is running that shares the control file.", dim=True, color=colour)
@@ -106,6 +111,10 @@ def _print(found: Overview, *, colour: bool | None = None) -> None:
         why = one.problem or ("" if state != "behind" else "not taken up yet")
         rows.append((one.who, str(one.epoch), state, _age(time.time() - one.since), why))
     table(("process", "epoch", "state", "runs for", "note"), rows, colour=colour)
+
+
+def _started(name: str, one: RunningBackend) -> tuple[str, ...]:
+    return (name, one.state, str(one.pid or "-"), str(one.restarts), _age(time.time() - one.since), one.detail)
 
 
 def _capability(line: CapabilityLine) -> tuple[str, str, str, str]:
