@@ -96,7 +96,8 @@ class Ended(Generic[T]):
             return f"{what} raised {type(self.error).__name__}: {self.error}"
         if isinstance(self.value, EmbedResponse):
             return f"{what} gave {len(self.value)} vectors of {self.value.dimension} numbers"
-        return f"{what} gave {self.value!r:.300}"
+        text = getattr(self.value, "text", None)
+        return f"{what} gave {self.value!r:.300}" if text is None else f"{what} answered {text!r:.200}"
 
     def raised(self, *kinds: type[BaseException]) -> Any:
         """The error, which must be one of these."""

@@ -7,6 +7,7 @@ import time
 import traceback
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from llm_hub.errors import HubError, UnsupportedFeature
@@ -17,6 +18,7 @@ from llm_hub.testing.conformance.rules import Broken, NotApplicable, Rule
 
 __all__ = ["check_rule", "run_suite"]
 
+_KIT = str(Path(__file__).parent)
 _LONGEST = 60.0  # seconds that one rule may take before it counts as hanging
 
 
@@ -79,8 +81,19 @@ def check_rule(bench: Bench[Any], rule: Rule[Any]) -> Finding:
         feature=str(rule.feature) if rule.feature is not None else None,
         loads=rule.loads,
         seconds=time.monotonic() - began,
-        trace="".join(traceback.format_exception(error)) if outcome is Outcome.FAILED and error is not None else "",
+        trace=_trace(error) if outcome is Outcome.FAILED and error is not None else "",
     )
+
+
+def _trace(error: BaseException) -> str:
+    """Where it was raised, without the frames of this kit."""
+    told = traceback.TracebackException.from_exception(error)
+    at: traceback.TracebackException | None = told
+    while at is not None:
+        frames = [frame for frame in at.stack if not frame.filename.startswith(_KIT)]
+        at.stack = traceback.StackSummary.from_list(frames)
+        at = at.__cause__ or at.__context__
+    return "".join(told.format())
 
 
 def _judged(bench: Bench[Any], rule: Rule[Any]) -> tuple[Outcome, str, BaseException | None]:
@@ -95,6 +108,10 @@ def _judged(bench: Bench[Any], rule: Rule[Any]) -> tuple[Outcome, str, BaseExcep
             return Outcome.PASSED, "", None
     except NotApplicable as error:
         return Outcome.SKIPPED, str(error), None
+    except UnsupportedFeature as error:
+        if rule.feature is None or bench.live is None:
+            return Outcome.FAILED, f"{type(error).__name__}: {error}", error
+        return Outcome.SKIPPED, f"the model of the real server lacks it, and asking for it is refused: {error}", None
     except Broken as error:
         return Outcome.FAILED, str(error), error.__cause__  # where it was raised in the kit says nothing more
     except Exception as error:  # noqa: BLE001 - whatever a plugin raises is what was seen
@@ -118,6 +135,8 @@ def _undeclared(bench: Bench[Any], rule: Rule[Any]) -> tuple[Outcome, str, BaseE
     said = bench.requirements.claims(rule.feature) if rule.feature is not None else None
     try:
         patiently(lambda: rule.check(bench), f"the check of {rule.id}", seconds=patience() * 2)
+    except NotApplicable as error:
+        return Outcome.SKIPPED, f"{rule.feature} is not declared; whether it works is not seen: {error}", None
     except BaseException as error:  # that it does not work is what is expected
         if isinstance(error, KeyboardInterrupt):
             raise

@@ -46,6 +46,12 @@ def _ask(bench: TextBench, way: str, prompt: Any, **fields: Any) -> ChatResponse
     return ended.given()
 
 
+def _must_be_seen(bench: TextBench, feature: Feature) -> None:
+    """Leave a rule where a backend that ignores the feature would pass: it declares it not, and no server shows what was sent."""
+    if bench.server is None and feature not in bench.features:
+        not_here("an answer alone does not show it")
+
+
 # -- messages ---------------------------------------------------------------------------------------------------------
 
 
@@ -57,6 +63,7 @@ def _ask(bench: TextBench, way: str, prompt: Any, **fields: Any) -> ChatResponse
 )
 def system(bench: TextBench) -> None:
     """Looked for at the server, where there is one."""
+    _must_be_seen(bench, Feature.SYSTEM)
     turns = [
         Message(role="system", content="Answer in one sentence, ptarmigan."),
         Message(role="user", content=bench.requirements.short),
@@ -85,7 +92,7 @@ def tools(bench: TextBench) -> None:
     for way in bench.ways:
         response = _ask(bench, way, _QUESTION, tools=(WEATHER, CLOCK))
         if not bench.exact and not response.tool_calls:
-            continue
+            not_here("the model, which is not hub-test-vlm, called no tool")
         names = [call.name for call in response.tool_calls]
         expect(names == ["get_weather"], f"{way} called {names}, and said {response.text!r:.100}")
         call = response.tool_calls[0]
@@ -117,7 +124,7 @@ def results(bench: TextBench) -> None:
         asked = _ask(bench, way, [question], tools=(WEATHER,))
         if not asked.tool_calls:
             expect(not bench.exact, f"{way} called no tool, and said {asked.text!r:.100}")
-            continue
+            not_here("the model, which is not hub-test-vlm, called no tool")
         call = asked.tool_calls[0]
         told = Message(role="tool", content="18C and sunny", tool_call_id=call.id, name=call.name)
         response = _ask(bench, way, [question, asked.message, told], tools=(WEATHER,))
@@ -320,6 +327,7 @@ def reasoning(bench: TextBench) -> None:
 )
 def effort(bench: TextBench) -> None:
     """Each reaches the server."""
+    _must_be_seen(bench, Feature.REASONING_EFFORT)
     model = bench.requirements.reasoning_model or bench.model
     for way in bench.ways:
         for wanted in ("low", "medium", "high"):
@@ -358,6 +366,7 @@ def logprobs(bench: TextBench) -> None:
 )
 def seed(bench: TextBench) -> None:
     """Looked for at the server, and tried."""
+    _must_be_seen(bench, Feature.SEED)
     for way in bench.ways:
         count = len(bench.server.requests) if bench.server is not None else 0
         first, second = (
@@ -397,6 +406,7 @@ def multiple_choices(bench: TextBench) -> None:
 )
 def penalties(bench: TextBench) -> None:
     """Looked for at the server."""
+    _must_be_seen(bench, Feature.PENALTIES)
     for way in bench.ways:
         count = len(bench.server.requests) if bench.server is not None else 0
         response = _ask(bench, way, bench.requirements.short, presence_penalty=0.3125, frequency_penalty=0.4375)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import pytest
 
 from llm_hub.call import Call
 from llm_hub.engine import EngineBackend
-from llm_hub.errors import ContextOverflow, InvalidRequest, ModelNotFound, UnsupportedFeature
+from llm_hub.errors import InvalidRequest, UnsupportedFeature
 from llm_hub.messages import ChatRequest, ChatResponse, ImagePart, Message, ResponseFormat, TextPart, Tool
 from llm_hub.testing import draw
 
@@ -23,12 +22,6 @@ WEATHER = Tool(
     parameters={"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
 )
 TIME = Tool(name="get_time", parameters={"type": "object", "properties": {}})
-PLACE = {
-    "type": "object",
-    "properties": {"city": {"type": "string"}, "country": {"type": "string"}},
-    "required": ["city", "country"],
-    "additionalProperties": False,
-}
 
 
 def test_it_answers_and_says_what_it_took(shared: EngineBackend, ask: Ask) -> None:
@@ -40,29 +33,6 @@ def test_it_answers_and_says_what_it_took(shared: EngineBackend, ask: Ask) -> No
     assert response.model is not None
     assert response.model.endswith("hub-test-vlm-f16.gguf")
     assert response.timings.generation is not None
-
-
-def test_it_takes_part_in_a_conversation(shared: EngineBackend, ask: Ask) -> None:
-    talk = [
-        Message(role="system", content="You are brief."),
-        Message(role="user", content="Hello"),
-        Message(role="assistant", content="Hello! How can I help you?"),
-        Message(role="user", content="What is the capital of Japan?"),
-    ]
-    assert ask(shared, talk).text == "The capital of Japan is Tokyo."
-
-
-def test_it_stops_where_it_is_told(shared: EngineBackend, ask: Ask) -> None:
-    stopped = ask(shared, "Count from 1 to 60.", stop=(" 5",))
-    assert (stopped.text, stopped.finish_reason) == ("1 2 3 4", "stop")
-    cut = ask(shared, "Count from 1 to 60.", max_tokens=3)
-    assert (cut.text, cut.finish_reason) == ("1 2 3", "length")
-
-
-def test_it_follows_a_schema(shared: EngineBackend, ask: Ask) -> None:
-    for form in (ResponseFormat.json_schema(PLACE), ResponseFormat.json_object()):
-        response = ask(shared, "Give the capital of France as JSON.", response_format=form)
-        assert json.loads(response.text) == {"city": "Paris", "country": "France"}
 
 
 @pytest.mark.parametrize(
@@ -77,19 +47,6 @@ def test_it_writes_only_what_the_form_allows(
     shared: EngineBackend, ask: Ask, form: ResponseFormat, expected: set[str]
 ) -> None:
     assert ask(shared, "What is the capital of Japan?", response_format=form).text in expected
-
-
-def test_it_calls_a_tool_and_reads_the_result(shared: EngineBackend, ask: Ask) -> None:
-    question = Message(role="user", content="What is the weather in Paris?")
-    asked = ask(shared, question, tools=(WEATHER,))
-    (call,) = asked.tool_calls
-    assert (call.name, call.parsed()) == ("get_weather", {"city": "Paris"})
-    assert asked.finish_reason == "tool_calls"
-    assert asked.text == ""
-    assert call.id
-    result = Message(role="tool", content="18C and sunny", tool_call_id=call.id, name="get_weather")
-    answered = ask(shared, [question, asked.message, result], tools=(WEATHER,))
-    assert answered.text == "It is 18C and sunny in Paris."
 
 
 def test_it_calls_two_tools_at_once(shared: EngineBackend, ask: Ask) -> None:
@@ -115,14 +72,6 @@ def test_a_call_can_be_required_whatever_the_schema_of_its_arguments_says(shared
     assert call.parsed() == {"city": "Paris"}
 
 
-@pytest.mark.parametrize("choice", ["required", "get_weather"])
-def test_a_call_can_be_required(shared: EngineBackend, ask: Ask, choice: str) -> None:
-    response = ask(shared, "What is the weather in Paris?", tools=(TIME, WEATHER), tool_choice=choice)
-    (call,) = response.tool_calls
-    assert call.name == "get_weather"
-    assert response.finish_reason == "tool_calls"
-
-
 @pytest.mark.parametrize("choice", ["required", "get_weather", "get_time"])
 def test_a_required_call_is_one_whatever_is_said(shared: EngineBackend, ask: Ask, choice: str) -> None:
     response = ask(shared, "Hello", tools=(WEATHER, TIME), tool_choice=choice, max_tokens=100)
@@ -130,20 +79,6 @@ def test_a_required_call_is_one_whatever_is_said(shared: EngineBackend, ask: Ask
     assert call.name in ("get_weather", TIME.name) if choice == "required" else call.name == choice
     assert isinstance(call.parsed(), dict)
     assert (response.finish_reason, response.text) == ("tool_calls", "")
-
-
-def test_no_call_can_be_required_too(shared: EngineBackend, ask: Ask) -> None:
-    response = ask(shared, "What is the weather in Paris?", tools=(WEATHER,), tool_choice="none")
-    assert response.tool_calls == ()
-    assert "get_weather" not in response.text
-
-
-def test_it_thinks_when_it_is_told_to(shared: EngineBackend, ask: Ask) -> None:
-    thinking = ask(shared, "What is the capital of Japan?", reasoning=True)
-    assert thinking.reasoning is not None
-    assert thinking.reasoning.strip() == "I need the capital of Japan. It is Tokyo."
-    assert thinking.text == "The capital of Japan is Tokyo."
-    assert ask(shared, "What is the capital of Japan?", reasoning=False).reasoning is None
 
 
 def test_it_gives_several_answers(shared: EngineBackend, ask: Ask) -> None:
@@ -194,14 +129,6 @@ def test_options_of_llama_cpp_are_passed_on_and_others_refused(shared: EngineBac
 # -- refusals ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_prompt_over_the_context_is_refused_with_both_numbers(shared: EngineBackend, ask: Ask) -> None:
-    with pytest.raises(ContextOverflow) as caught:
-        ask(shared, "hi " * 3000)
-    assert (caught.value.tokens, caught.value.limit) == (6011, 2048)
-    assert caught.value.backend == "shared"
-    assert "hi hi" not in str(caught.value)
-
-
 @pytest.mark.parametrize(
     ("options", "said"),
     [
@@ -234,12 +161,6 @@ def test_tools_and_a_form_together_are_refused(shared: EngineBackend, ask: Ask) 
         ask(shared, "hi", tools=(WEATHER,), response_format=ResponseFormat.json_object())
 
 
-def test_an_effort_is_refused_where_the_template_has_none(shared: EngineBackend, ask: Ask) -> None:
-    with pytest.raises(UnsupportedFeature, match="no reasoning effort to turn on") as caught:
-        ask(shared, "hi", reasoning="low")
-    assert caught.value.features == ("reasoning_effort",)
-
-
 def test_an_empty_conversation_is_refused(shared: EngineBackend) -> None:
     with pytest.raises(InvalidRequest, match="the conversation is empty"):
         shared.chat(ChatRequest(messages=()), Call())
@@ -248,9 +169,3 @@ def test_an_empty_conversation_is_refused(shared: EngineBackend) -> None:
 def test_text_that_is_no_unicode_is_refused(shared: EngineBackend, ask: Ask) -> None:
     with pytest.raises(InvalidRequest, match="not valid Unicode"):
         ask(shared, "\udce9")
-
-
-def test_another_model_than_the_configured_one_is_not_found(shared: EngineBackend, ask: Ask) -> None:
-    with pytest.raises(ModelNotFound, match="and not 'llama3.2'.*Define another backend") as caught:
-        ask(shared, "hi", model="llama3.2")
-    assert caught.value.available[0].endswith("hub-test-vlm-f16.gguf")

@@ -269,29 +269,6 @@ def test_settings_that_cannot_be_are_refused(bad: dict[str, int]) -> None:
 # -- at once, and no longer -------------------------------------------------------------------------------------------
 
 
-def test_several_calls_are_answered_at_once_in_both_worlds(shared: EngineBackend) -> None:
-    async def one(number: int) -> str:
-        chunks = shared.astream(say(f"Count from 1 to {number}."), Call(timeout=60))
-        return "".join([chunk.text async for chunk in chunks])
-
-    async def run() -> list[str]:
-        return await asyncio.gather(*(one(number) for number in range(20, 36)))
-
-    expected = [" ".join(map(str, range(1, number + 1))) for number in range(20, 36)]
-    assert asyncio.run(run()) == expected
-    answers: dict[int, str] = {}
-
-    def block(number: int) -> None:
-        answers[number] = shared.chat(say(f"Count from 1 to {number}."), Call(timeout=60)).text
-
-    callers = [threading.Thread(target=block, args=(number,)) for number in range(20, 36)]
-    for caller in callers:
-        caller.start()
-    for caller in callers:
-        caller.join()
-    assert [answers[number] for number in range(20, 36)] == expected
-
-
 def test_two_requests_for_two_answers_each_do_not_block_one_another(shared: EngineBackend) -> None:
     async def run() -> list[ChatResponse]:
         return await asyncio.gather(*(shared.achat(say("ping", n=2), Call(timeout=30)) for _ in range(4)))
@@ -401,18 +378,6 @@ def test_it_lists_what_there_is_where_nothing_is_configured(build: Build) -> Non
     assert "SmolLM2-135M-Instruct" in model.aliases
     assert model.features is not None
     assert Feature.TOOLS not in model.features
-
-
-def test_the_health_ladder_is_climbed_one_rung_at_a_time(build: Build, tiny: Path) -> None:
-    backend = build(tiny)
-    for rung in (Rung.ALIVE, Rung.MODEL_PRESENT):
-        probe = backend.probe(rung, None, Call())
-        assert probe.ok
-        assert probe.version
-        assert not backend.models(Call())[0].loaded
-    assert asyncio.run(backend.aprobe(Rung.LOADED, str(tiny), Call())).ok
-    assert backend.models(Call())[0].loaded
-    assert backend.probe(Rung.GENERATING, None, Call()).ok
 
 
 def test_a_probe_says_which_rung_broke_and_why(build: Build, tiny: Path, tmp_path: Path) -> None:

@@ -5,14 +5,12 @@ from __future__ import annotations
 import subprocess
 import sys
 from importlib.metadata import entry_points
-from pathlib import Path
 
 import pytest
 
 from llm_hub.capabilities import Capability, Feature
 from llm_hub.config import BackendConfig, BuildContext
 from llm_hub.errors import SettingsError
-from llm_hub.hub import Hub
 from llm_hub.transport import Transport
 from llm_hub_llamacpp import plugin
 from llm_hub_llamacpp.settings import LlamaCppSettings, available_cpus
@@ -61,21 +59,3 @@ def test_options_that_are_not_its_own_are_refused() -> None:
 
 def test_it_uses_the_cpus_that_it_may() -> None:
     assert 1 <= available_cpus() <= 1024
-
-
-def test_a_hub_asks_it_in_both_worlds(tiny: Path, tmp_path: Path) -> None:
-    import asyncio
-
-    config = tmp_path / "llm-hub.toml"
-    config.write_text(f'[backends.tiny]\nplugin = "llamacpp"\nmodels = {{ text = "{tiny}" }}\ntemperature = 0.0\n')
-    with Hub.from_env({"LLM_PROVIDER": "tiny", "LLM_HUB_CONFIG": str(config)}) as hub:
-        response = hub.text().chat("What is the capital of France?")
-        assert response.text == "The capital of France is Paris."
-        assert str(response.served_by) == f"tiny/{tiny}"
-
-        async def run() -> list[str]:
-            answers = await asyncio.gather(*(hub.text().achat("What is the capital of Japan?") for _ in range(3)))
-            return [answer.text for answer in answers]
-
-        for _ in range(2):  # one event loop after the other
-            assert asyncio.run(run()) == ["The capital of Japan is Tokyo."] * 3

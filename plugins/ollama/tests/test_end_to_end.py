@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,14 +16,9 @@ from llm_hub.capabilities import Capability, Feature, Rung, TextBackend
 from llm_hub.config import BackendConfig, BuildContext, Secret
 from llm_hub.dialect import HttpReply
 from llm_hub.errors import (
-    AuthenticationFailed,
-    BackendOverloaded,
-    BackendUnreachable,
-    ConnectionLost,
     ContextOverflow,
     HubError,
     ModelNotFound,
-    StreamInterrupted,
     UnsupportedFeature,
 )
 from llm_hub.messages import (
@@ -32,11 +27,8 @@ from llm_hub.messages import (
     ChatResponse,
     ImagePart,
     Message,
-    ResponseFormat,
-    TextPart,
     Tool,
 )
-from llm_hub.streams import collect
 from llm_hub.testing import FakeOllama, FakeServer, Recording, Reply, Request, draw
 from llm_hub.transport import Transport
 from llm_hub_ollama import plugin
@@ -167,23 +159,6 @@ def test_every_recorded_chat_comes_over_a_socket_as_it_was_recorded(
                 assert getattr(error, "partial", None) == getattr(failure, "partial", None)
 
 
-def test_a_stream_that_breaks_off_is_interrupted_or_lost_by_whether_anything_had_come(build: Build) -> None:
-    line = b'{"model":"m","message":{"role":"assistant","content":"The"},"done":false}\n'
-
-    def answer(request: Request) -> Reply:
-        return Reply(200, {"content-type": "application/x-ndjson"}, [line] if "some" in request.path else [b"\n"])
-
-    request = ChatRequest(messages=(Message(role="user", content="Hi"),), model="m")
-    with FakeServer(answer) as server:
-        chunks, error = ask_sync(build(f"{server.url}/some"), request, stream=True)
-        assert isinstance(chunks, list)
-        assert [chunk.text for chunk in chunks] == ["The"]
-        assert isinstance(error, StreamInterrupted)
-        assert error.partial == "The"
-        _, error = ask_sync(build(f"{server.url}/none"), request, stream=True)
-        assert isinstance(error, ConnectionLost)
-
-
 # -- a live server --------------------------------------------------------------------------------------------------
 
 
@@ -217,12 +192,6 @@ WEATHER = Tool(
     description="Get the weather of a city",
     parameters={"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
 )
-SCHEMA = {
-    "type": "object",
-    "properties": {"city": {"type": "string"}, "country": {"type": "string"}},
-    "required": ["city", "country"],
-    "additionalProperties": False,
-}
 
 
 def ask(live: Live, text: str, *before: Message, **fields: Any) -> ChatRequest:
@@ -230,89 +199,6 @@ def ask(live: Live, text: str, *before: Message, **fields: Any) -> ChatRequest:
         messages=(*before, Message(role="user", content=text)),
         **{"model": live.model, "temperature": 0.0, "seed": 1, "max_tokens": 120, **fields},
     )
-
-
-def both_ways(backend: TextBackend, request: ChatRequest) -> Sequence[ChatResponse]:
-    """The answer whole and streamed, from blocking and from async calls."""
-    found: list[ChatResponse] = []
-    for outcome in (
-        ask_sync(backend, request, stream=False),
-        ask_sync(backend, request, stream=True),
-        asyncio.run(ask_async(backend, request, stream=False)),
-        asyncio.run(ask_async(backend, request, stream=True)),
-    ):
-        answer, error = outcome
-        if error is not None:
-            raise error
-        found.append(collect(answer) if isinstance(answer, list) else answer or pytest.fail("nothing came"))
-    return found
-
-
-def test_a_question_is_answered(live: Live, build: Build) -> None:
-    for response in both_ways(build(live.url), ask(live, "What is the capital of France?")):
-        assert response.text == "The capital of France is Paris." if live.exact else response.text
-        assert response.finish_reason == "stop"
-        assert response.usage.prompt_tokens
-        assert response.usage.completion_tokens
-        assert response.timings.generation is not None
-
-
-def test_an_answer_is_cut_at_the_number_of_tokens_that_was_asked_for(live: Live, build: Build) -> None:
-    for response in both_ways(build(live.url), ask(live, "Count from 1 to 60.", max_tokens=4)):
-        assert response.finish_reason == "length"
-        assert response.usage.completion_tokens == 4
-
-
-def test_an_answer_follows_a_schema(live: Live, build: Build) -> None:
-    request = ask(live, "Give the capital of France as JSON.", response_format=ResponseFormat.json_schema(SCHEMA))
-    for response in both_ways(build(live.url), request):
-        answer = msgspec.json.decode(response.text)
-        assert set(answer) == {"city", "country"}
-        assert answer == {"city": "Paris", "country": "France"} or not live.exact
-
-
-def test_a_tool_is_called_and_its_result_is_used(live: Live, build: Build) -> None:
-    backend = build(live.url)
-    question = ask(live, "What is the weather in Paris?", tools=(WEATHER,))
-    for response in both_ways(backend, question):
-        assert response.finish_reason == "tool_calls"
-        (asked,) = response.tool_calls
-        assert asked.name == "get_weather"
-        assert asked.parsed() == {"city": "Paris"}
-        assert asked.id
-    result = Message(role="tool", content="18C and sunny", tool_call_id=asked.id)
-    told = msgspec.structs.replace(question, messages=(*question.messages, response.message, result))
-    for response in both_ways(backend, told):
-        assert response.text == "It is 18C and sunny in Paris." if live.exact else response.text
-
-
-def test_a_picture_is_seen(live: Live, build: Build) -> None:
-    picture = ImagePart(draw("red", "circle", "white"))
-    message = Message(role="user", content=(TextPart("What is in this picture?"), picture))
-    request = msgspec.structs.replace(ask(live, ""), messages=(message,))
-    for response in both_ways(build(live.url), request):
-        assert response.text == "A red circle on a white background." if live.exact else response.text
-
-
-def test_reasoning_comes_apart_from_the_answer(live: Live, build: Build) -> None:
-    if live.thinking is None:
-        pytest.skip("LLM_HUB_TEST_OLLAMA_THINKING_MODEL is not set")
-    request = ask(live, "What is the capital of Japan?", model=live.thinking, reasoning=True)
-    for response in both_ways(build(live.url), request):
-        assert response.reasoning
-        assert response.reasoning not in response.text
-    request = msgspec.structs.replace(request, reasoning=False)
-    for response in both_ways(build(live.url), request):
-        assert response.reasoning is None
-
-
-def test_log_probabilities_come_with_every_token(live: Live, build: Build) -> None:
-    request = ask(live, "What is the capital of France?", logprobs=True, top_logprobs=2, max_tokens=3)
-    for response in both_ways(build(live.url), request):
-        logprobs = response.choices[0].logprobs
-        assert logprobs is not None
-        assert "".join(token.token for token in logprobs) == response.text
-        assert all(len(token.top) == 2 and token.logprob <= 0 for token in logprobs)
 
 
 def test_a_prompt_over_the_context_is_refused_with_both_numbers(live: Live, build: Build) -> None:
@@ -392,42 +278,3 @@ def test_what_a_model_cannot_do_is_an_unsupported_feature(fields: dict[str, Any]
             _, error = ask_sync(build(server.url), msgspec.structs.replace(request, **fields), stream=stream)
             assert isinstance(error, UnsupportedFeature)
             assert error.features == (feature,)
-
-
-def test_a_key_is_sent_and_its_refusal_does_not_show_it(build: Build) -> None:
-    with FakeOllama(api_key="right-key") as server:
-        live = Live(server.url, "hub-test-vlm", None, exact=True)
-        assert build(server.url, key="right-key").chat(ask(live, "ping"), call()).text == "pong"
-        _, error = ask_sync(build(server.url, key="wrong-key"), ask(live, "ping"), stream=False)
-        assert isinstance(error, AuthenticationFailed)
-        assert "wrong-key" not in str(error)
-
-
-def test_a_full_queue_is_an_overload(build: Build) -> None:
-    with FakeOllama(parallel=1, max_queue=0) as server:
-        backend = build(server.url)
-        live = Live(server.url, "hub-test-vlm", None, exact=True)
-
-        async def crowd() -> list[Outcome]:
-            asks = [ask_async(backend, ask(live, "Count from 1 to 60."), stream=True) for _ in range(20)]
-            return await asyncio.gather(*asks)
-
-        outcomes = asyncio.run(crowd())
-    errors = [error for _, error in outcomes if error is not None]
-    assert all(isinstance(error, BackendOverloaded) for error in errors)
-    assert errors
-    assert len(errors) < 20
-
-
-def test_a_server_that_is_down_is_unreachable_and_on_no_rung(build: Build) -> None:
-    with FakeOllama() as server:
-        url = server.url
-        server.stop()
-        backend = build(url)
-        live = Live(url, "hub-test-vlm", None, exact=True)
-        _, error = ask_sync(backend, ask(live, "ping"), stream=False)
-        assert isinstance(error, BackendUnreachable)
-        assert url.removeprefix("http://") in error.message
-        found = backend.probe(Rung.GENERATING, live.model, call())
-        assert found.rung is None
-        assert found.detail

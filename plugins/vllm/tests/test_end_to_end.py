@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,20 +20,14 @@ from llm_hub.capabilities import Rung
 from llm_hub.config import BackendConfig, BuildContext, Secret
 from llm_hub.dialect import HttpReply
 from llm_hub.errors import (
-    AuthenticationFailed,
-    BackendOverloaded,
-    BackendUnreachable,
-    ConnectionLost,
     ContextOverflow,
     HubError,
     InvalidRequest,
     ModelNotFound,
-    StreamInterrupted,
     UnsupportedFeature,
 )
 from llm_hub.http_backend import HttpBackend
-from llm_hub.messages import ChatChunk, ChatRequest, ChatResponse, ImagePart, Message, ResponseFormat, TextPart, Tool
-from llm_hub.streams import collect
+from llm_hub.messages import ChatChunk, ChatRequest, ChatResponse, ImagePart, Message, TextPart
 from llm_hub.testing import FakeModel, FakeServer, FakeVLLM, Recording, Reply, Request, draw
 from llm_hub.transport import Transport
 from llm_hub_vllm import plugin
@@ -165,22 +158,6 @@ def test_every_recorded_chat_comes_over_a_socket_as_it_was_recorded(
                 assert getattr(error, "partial", None) == getattr(failure, "partial", None)
 
 
-def test_a_stream_that_breaks_off_is_interrupted_or_lost_by_whether_anything_had_come(build: Build) -> None:
-    event = b'data: {"choices":[{"index":0,"delta":{"content":"The"},"finish_reason":null}]}\n\n'
-
-    def answer(request: Request) -> Reply:
-        return Reply(200, {"content-type": "text/event-stream"}, [event] if "some" in request.path else [b"\n"])
-
-    with FakeServer(answer) as server:
-        chunks, error = ask_sync(build(f"{server.url}/some"), ANY, stream=True)
-        assert isinstance(chunks, list)
-        assert [chunk.text for chunk in chunks] == ["The"]
-        assert isinstance(error, StreamInterrupted)
-        assert error.partial == "The"
-        _, error = ask_sync(build(f"{server.url}/none"), ANY, stream=True)
-        assert isinstance(error, ConnectionLost)
-
-
 # -- a live server ----------------------------------------------------------------------------------------------------
 
 
@@ -214,141 +191,11 @@ def only_vllm(live: Live) -> None:
         pytest.skip("this server speaks the OpenAI API, but is no vLLM")
 
 
-WEATHER = Tool(
-    name="get_weather",
-    description="Get the weather of a city",
-    parameters={"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
-)
-SCHEMA = {
-    "type": "object",
-    "properties": {"city": {"type": "string"}, "country": {"type": "string"}},
-    "required": ["city", "country"],
-    "additionalProperties": False,
-}
-
-
 def ask(live: Live, text: str, *before: Message, **fields: Any) -> ChatRequest:
     return ChatRequest(
         messages=(*before, Message(role="user", content=text)),
         **{"model": live.model, "temperature": 0.0, "seed": 1, "max_tokens": 120, "reasoning": False, **fields},
     )
-
-
-def both_ways(backend: HttpBackend, request: ChatRequest) -> Sequence[ChatResponse]:
-    """The answer whole and streamed, from blocking and from async calls."""
-    found: list[ChatResponse] = []
-    for outcome in (
-        ask_sync(backend, request, stream=False),
-        ask_sync(backend, request, stream=True),
-        asyncio.run(ask_async(backend, request, stream=False)),
-        asyncio.run(ask_async(backend, request, stream=True)),
-    ):
-        answer, error = outcome
-        if error is not None:
-            raise error
-        found.append(collect(answer) if isinstance(answer, list) else answer or pytest.fail("nothing came"))
-    return found
-
-
-def test_a_question_is_answered(live: Live, build: Build) -> None:
-    for response in both_ways(build(live.url), ask(live, "What is the capital of France?")):
-        assert response.text == "The capital of France is Paris." if live.exact else response.text
-        assert response.finish_reason == "stop"
-        assert response.usage.prompt_tokens
-        assert response.usage.completion_tokens
-        assert response.id
-
-
-def test_a_long_answer_comes_whole(live: Live, build: Build) -> None:
-    request = ask(live, "Count from 1 to 60.", Message(role="system", content="Be exact."))
-    for response in both_ways(build(live.url), request):
-        assert not live.exact or response.text == " ".join(str(number) for number in range(1, 61))
-
-
-def test_an_answer_is_cut_at_the_number_of_tokens_that_was_asked_for(live: Live, build: Build) -> None:
-    for response in both_ways(build(live.url), ask(live, "Count from 1 to 60.", max_tokens=4)):
-        assert response.finish_reason == "length"
-        assert response.usage.completion_tokens == 4
-
-
-def test_an_answer_stops_at_a_text(live: Live, build: Build) -> None:
-    for response in both_ways(build(live.url), ask(live, "What is the capital of France?", stop=("is",))):
-        assert response.finish_reason == "stop"
-        assert "is" not in response.text
-
-
-def test_several_answers_come_to_one_question(live: Live, build: Build) -> None:
-    try:
-        responses = both_ways(build(live.url), ask(live, "What is the capital of France?", n=2))
-    except InvalidRequest:
-        only_vllm(live)  # llama.cpp gives as many as it has slots, which may be one
-        raise
-    for response in responses:
-        assert [choice.index for choice in response.choices] == [0, 1]
-        assert {choice.finish_reason for choice in response.choices} == {"stop"}
-        assert not live.exact or {choice.message.text for choice in response.choices} == {response.text}
-
-
-@pytest.mark.parametrize("wanted", [ResponseFormat.json_object(), ResponseFormat.json_schema(SCHEMA, strict=True)])
-def test_an_answer_is_the_json_that_was_asked_for(wanted: ResponseFormat, live: Live, build: Build) -> None:
-    for response in both_ways(
-        build(live.url), ask(live, "Give the capital of France as JSON.", response_format=wanted)
-    ):
-        answer = msgspec.json.decode(response.text)
-        assert isinstance(answer, dict)
-        assert answer == {"city": "Paris", "country": "France"} or not live.exact
-
-
-@pytest.mark.parametrize(
-    "wanted",
-    [
-        ResponseFormat.regex(r"[A-Z][a-z]{2}\."),
-        ResponseFormat.choice(["yes", "no"]),
-        ResponseFormat.grammar('root ::= "yes" | "no"'),
-    ],
-    ids=lambda wanted: wanted.type,
-)
-def test_an_answer_has_the_form_that_was_asked_for(wanted: ResponseFormat, live: Live, build: Build) -> None:
-    only_vllm(live)
-    if wanted.type == "grammar" and live.fake:
-        pytest.skip("grammars are beyond the fake model")
-    pattern = wanted.pattern if wanted.type == "regex" else "yes|no"
-    for response in both_ways(build(live.url), ask(live, "Is the sky blue?", response_format=wanted)):
-        assert re.fullmatch(pattern or "", response.text)
-
-
-def test_a_tool_is_called_and_its_result_is_used(live: Live, build: Build) -> None:
-    backend = build(live.url)
-    question = ask(live, "What is the weather in Paris?", tools=(WEATHER,))
-    for response in both_ways(backend, question):
-        assert response.finish_reason == "tool_calls"
-        (asked,) = response.tool_calls
-        assert asked.name == "get_weather"
-        assert asked.parsed() == {"city": "Paris"}
-        assert asked.id
-    result = Message(role="tool", content="18C and sunny", tool_call_id=asked.id)
-    told = msgspec.structs.replace(question, messages=(*question.messages, response.message, result))
-    for response in both_ways(backend, told):
-        assert response.text == "It is 18C and sunny in Paris." if live.exact else response.text
-        assert response.finish_reason == "stop"
-
-
-@pytest.mark.parametrize("choice", ["required", "get_weather"])
-def test_a_tool_can_be_forced(choice: str, live: Live, build: Build) -> None:
-    request = ask(live, "What is the weather in Paris?", tools=(WEATHER,), tool_choice=choice)
-    if choice == "get_weather":
-        only_vllm(live)  # llama.cpp takes the words only
-    for response in both_ways(build(live.url), request):
-        assert response.finish_reason == "tool_calls"
-        assert [asked.name for asked in response.tool_calls] == ["get_weather"]
-
-
-def test_a_picture_is_seen(live: Live, build: Build) -> None:
-    picture = ImagePart(draw("red", "circle", "white"))
-    message = Message(role="user", content=(TextPart("What is in this picture?"), picture))
-    request = msgspec.structs.replace(ask(live, ""), messages=(message,))
-    for response in both_ways(build(live.url), request):
-        assert response.text == "A red circle on a white background." if live.exact else response.text
 
 
 def test_bytes_that_are_no_picture_are_refused(live: Live, build: Build) -> None:
@@ -357,27 +204,6 @@ def test_bytes_that_are_no_picture_are_refused(live: Live, build: Build) -> None
         request = msgspec.structs.replace(ask(live, ""), messages=(message,))
         _, error = ask_sync(build(live.url), request, stream=stream)
         assert isinstance(error, InvalidRequest), error
-
-
-def test_reasoning_comes_apart_from_the_answer(live: Live, build: Build) -> None:
-    if not live.exact:
-        pytest.skip("this model may not think")
-    request = ask(live, "What is the capital of Japan?", reasoning=True)
-    for response in both_ways(build(live.url), request):
-        assert response.reasoning
-        assert response.reasoning.strip() == "I need the capital of Japan. It is Tokyo."
-        assert response.text.strip() == "The capital of Japan is Tokyo."
-    for response in both_ways(build(live.url), msgspec.structs.replace(request, reasoning=False)):
-        assert response.reasoning is None
-
-
-def test_log_probabilities_come_with_every_token(live: Live, build: Build) -> None:
-    request = ask(live, "What is the capital of France?", logprobs=True, top_logprobs=2, max_tokens=3)
-    for response in both_ways(build(live.url), request):
-        logprobs = response.choices[0].logprobs
-        assert logprobs is not None
-        assert "".join(token.token for token in logprobs) == response.text
-        assert all(len(token.top) == 2 and token.logprob <= 0 for token in logprobs)
 
 
 def test_a_prompt_over_the_context_is_refused_with_both_numbers(live: Live, build: Build) -> None:
@@ -447,38 +273,3 @@ def test_a_server_of_embeddings_says_plainly_that_it_does_not_chat(build: Build)
             _, error = ask_sync(build(server.url), request, stream=stream)
             assert isinstance(error, UnsupportedFeature)
             assert "it does not serve this route" in str(error)
-
-
-def test_a_key_is_sent_and_its_refusal_does_not_show_it(build: Build) -> None:
-    with FakeVLLM(api_key="right-key") as server:
-        live = Live(server.url, "hub-test-vlm")
-        assert build(server.url, key="right-key").chat(ask(live, "ping"), call()).text == "pong"
-        _, error = ask_sync(build(server.url, key="wrong-key"), ask(live, "ping"), stream=False)
-        assert isinstance(error, AuthenticationFailed)
-        assert "wrong-key" not in str(error)
-
-
-def test_a_full_queue_is_an_overload(build: Build) -> None:
-    with FakeVLLM(parallel=1, max_queue=0) as server:
-        backend = build(server.url)
-        live = Live(server.url, "hub-test-vlm")
-
-        async def crowd() -> list[Outcome]:
-            asks = [ask_async(backend, ask(live, "Count from 1 to 60."), stream=True) for _ in range(20)]
-            return await asyncio.gather(*asks)
-
-        errors = [error for _, error in asyncio.run(crowd()) if error is not None]
-    assert all(isinstance(error, BackendOverloaded) for error in errors)
-    assert 0 < len(errors) < 20
-
-
-def test_a_server_that_is_down_is_unreachable_and_on_no_rung(build: Build) -> None:
-    with FakeVLLM() as server:
-        server.stop()
-        backend = build(server.url)
-        _, error = ask_sync(backend, ANY, stream=False)
-        assert isinstance(error, BackendUnreachable)
-        assert server.url.removeprefix("http://") in error.message
-        found = backend.probe(Rung.GENERATING, None, call())
-        assert found.rung is None
-        assert found.detail
