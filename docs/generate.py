@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import sys
 from pathlib import Path
 
@@ -10,6 +11,8 @@ import click
 
 from llm_hub import errors
 from llm_hub.cli import cli
+from llm_hub.gpu.facts import facts_from_config
+from llm_hub.gpu.memory import CUDA_CONTEXT, STEP_TOKENS, kv_cache
 
 HERE = Path(__file__).parent
 MADE = "<!-- Made from the code by docs/generate.py: do not edit. -->\n\n"
@@ -59,7 +62,74 @@ def error_tree() -> str:
     return f"{MADE}# Errors\n\n{head}```text\n{tree}\n```\n\n{table}" + "\n".join(rows) + "\n"
 
 
-PAGES = {"reference/cli.md": command_line, "reference/errors.md": error_tree}
+def gpu_memory() -> str:
+    """Estimates of memory beside the sizes that others have published."""
+    rows = []
+    for one in json.loads((HERE.parent / "tests" / "data" / "gpu" / "published.json").read_text("utf-8"))["models"]:
+        facts = facts_from_config(one["config"])
+        weights = facts.weights or 0
+        cells = [
+            one["name"],
+            f"{weights:,}",
+            f"{one['weights']:,}",
+            f"{weights / one['weights'] - 1:+.2%}",
+            one["weights_source"],
+        ]
+        if (published := one.get("kv_cache")) is not None:
+            size = published.get("bytes") or published["gib"] * (1 << 30)
+            cache = kv_cache(facts, tokens=published["tokens"])
+            each = f"{published['tokens']:,} token{'s' * (published['tokens'] > 1)}"
+            cells += [f"{cache:,} ({each})", f"{size:,.0f}", f"{cache / size - 1:+.2%}", one["kv_source"]]
+        rows.append(cells)
+    text = inspect.cleandoc(_MEMORY).replace("CONTEXT", str(CUDA_CONTEXT >> 20)).replace("STEP", str(STEP_TOKENS))
+    weights_table = _table(("model", "estimated", "published", "error", "published where"), [row[:5] for row in rows])
+    cache_table = _table(
+        ("model", "estimated", "published", "error", "published where"), [[row[0], *row[5:]] for row in rows if row[5:]]
+    )
+    return f"{MADE}{text.replace('WEIGHTS', weights_table).replace('CACHE', cache_table)}\n"
+
+
+def _table(head: tuple[str, ...], rows: list[list[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+_MEMORY = """
+    # How GPU memory is estimated
+
+    `llm-hub plan` counts, for each model, in bytes:
+
+    | part | how |
+    | --- | --- |
+    | weights | the sizes of its files (GGUF header, `model.safetensors.index.json`, the files themselves); without them, for families that are known, its parameters counted from `config.json` |
+    | cache of keys and values | 2 · layers · heads for keys and values · size of a head · bytes of a number · tokens · calls at once |
+    | beside | CONTEXT MiB for CUDA in each process and card, and what lies between two layers for STEP tokens: a margin, not a measurement |
+
+    Tokens and calls are those that the backend is started with: `max_model_len` for vLLM (one call must fit), `num_ctx` and
+    `num_parallel` for Ollama (by default by the memory of the GPUs, as Ollama decides it), `n_ctx` and `n_parallel` for llamacpp.
+
+    The number is called **a lower bound** where the formula does not hold: a sliding window (counted with its window; an engine that
+    keeps all tokens needs more), multi-head latent attention (counted with the latent vector; an engine that unpacks it keeps far
+    more), hybrids with layers that keep a state (the state is not counted), a vision part of which only `config.json` is there.
+
+    What is not known is said to be unknown, never guessed from a name: fetch the model or its `config.json`, or set `memory` in the
+    assignment. What a server really takes beside weights and cache depends on its version; look at it once it runs: `llm-hub gpus`.
+
+    ## Weights, counted from config.json alone
+
+    Bytes. The facts are in `tests/data/gpu/published.json`.
+
+    WEIGHTS
+
+    ## Cache of keys and values
+
+    Bytes, in 16 bits a number. The blog's figures are rounded to hundredths of a GB of 2^30 bytes.
+
+    CACHE
+"""
+
+
+PAGES = {"reference/cli.md": command_line, "reference/errors.md": error_tree, "reference/gpu-memory.md": gpu_memory}
 
 
 def main() -> None:
