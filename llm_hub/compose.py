@@ -7,6 +7,8 @@ talks to Docker.
 from __future__ import annotations
 
 import math
+import os
+import posixpath
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -39,19 +41,21 @@ _LOGGING = {"driver": "json-file", "options": {"max-size": "10m", "max-file": "3
 class Stack(msgspec.Struct, frozen=True, kw_only=True):
     """What a Compose file is made from: the backends that run in containers, and the services.
 
-    `config` is the path of the settings file as the Compose file says it, None without one. `named_outside` are the
+    `config` is the path of the settings file as the Compose file says it, None without one; `base` is the folder of the
+    settings file likewise, for paths in it that begin with a dot. `named_outside` are the
     capabilities whose model is not named in it, but in a variable, by backend. `notes` are for the operator.
     """
 
     backends: tuple[tuple[BackendConfig, LaunchSpec], ...]
     services: tuple[Service, ...] = ()
     config: str | None = None
+    base: str = "."
     named_outside: Mapping[str, tuple[Capability, ...]] = {}
     notes: tuple[str, ...] = ()
 
 
 def contained(runtime: Runtime, *, devices: Mapping[str, Devices], config: str | None = None) -> Stack:
-    """The stack of these settings. Raises ConfigurationError where there is no backend that can run in a container."""
+    """The stack of these settings, whose file is at `config` for the Compose file. Raises ConfigurationError where there is no backend that can run in a container."""
     found: list[tuple[BackendConfig, LaunchSpec]] = []
     notes: list[str] = []
     for name in described(runtime):
@@ -86,6 +90,7 @@ def contained(runtime: Runtime, *, devices: Mapping[str, Devices], config: str |
         backends=tuple(found),
         services=runtime.settings.services,
         config=config,
+        base=posixpath.dirname(config) if config is not None else ".",
         named_outside=outside,
         notes=tuple(notes),
     )
@@ -149,7 +154,9 @@ def _document(stack: Stack) -> dict[str, Any]:
         assert container is not None  # `contained` keeps no other
         profiles = _profiles(config, stack)
         name = _service_name(config.name)
-        services[name] = _backend(config, spec, container, after=before[config.name], profiles=profiles)
+        services[name] = _backend(
+            config, spec, container, after=before[config.name], profiles=profiles, base=stack.base
+        )
         volumes.update({one.name: {} for one in container.volumes if one.name is not None})
         if container.fetch is not None:
             services[f"{name}-models"] = _fetch(name, container, profiles)
@@ -173,7 +180,13 @@ def _document(stack: Stack) -> dict[str, Any]:
 
 
 def _backend(
-    config: BackendConfig, spec: LaunchSpec, container: Container, *, after: Sequence[str], profiles: Sequence[str]
+    config: BackendConfig,
+    spec: LaunchSpec,
+    container: Container,
+    *,
+    after: Sequence[str],
+    profiles: Sequence[str],
+    base: str,
 ) -> dict[str, Any]:
     made: dict[str, Any] = {"image": container.image}
     if container.dockerfile is not None:
@@ -192,7 +205,7 @@ def _backend(
     if environment:
         made["environment"] = environment
     if container.volumes:
-        made["volumes"] = [_volume(one) for one in container.volumes]
+        made["volumes"] = [_volume(one, base) for one in container.volumes]
     made["networks"] = ["backends", "downloads"]
     if spec.devices.gpus:
         device = {
@@ -235,15 +248,24 @@ def _fetch(name: str, container: Container, profiles: Sequence[str]) -> dict[str
     return made
 
 
-def _volume(volume: Volume) -> dict[str, Any]:
+def _volume(volume: Volume, base: str) -> dict[str, Any]:
     kind = "bind" if volume.name is None else "volume"
-    source = volume.name or str(Path(volume.source or ".").expanduser())
-    if kind == "bind" and not source.startswith(("/", ".")):
-        source = f"./{source}"
+    source = volume.name
+    if source is None:
+        source = str(Path(volume.source or ".").expanduser())
+        source = _moved(source if source.startswith(("/", ".")) else f"./{source}", base)
     made: dict[str, Any] = {"type": kind, "source": source, "target": volume.path}
     if volume.read_only:
         made["read_only"] = True
     return made
+
+
+def _moved(path: str, base: str) -> str:
+    """A path of the settings file as the Compose file says it: both count from the folder that they are in."""
+    if not path.startswith("."):
+        return path
+    moved = posixpath.normpath(posixpath.join(base, path))
+    return moved if moved.startswith(".") else f"./{moved}"
 
 
 def _starts(stack: Stack) -> dict[str, list[str]]:
@@ -266,12 +288,12 @@ def _own(service: Service, stack: Stack) -> dict[str, Any]:
     if service.image is not None:
         made["image"] = service.image
     if service.build is not None:
-        made["build"] = service.build
+        made["build"] = _moved(service.build, stack.base)
     if service.command:
         made["command"] = list(service.command)
     made["environment"] = {**_wiring(stack), **service.environment}
     volumes: list[object] = [{"type": "volume", "source": "hub-state", "target": _STATE}]
-    made["volumes"] = [*volumes, *service.volumes]
+    made["volumes"] = [*volumes, *(_moved(one, stack.base) for one in service.volumes)]
     if stack.config is not None:
         made["configs"] = [{"source": "llm-hub", "target": _CONFIG}]
     if service.ports:
@@ -367,8 +389,6 @@ def _literal(text: str) -> str:
 
 def mounted(path: str | Path, folder: Path) -> str:
     """A path as a Compose file in `folder` says it."""
-    import os
-
     relative = os.path.relpath(path, folder)
     return relative if relative.startswith(".") else f"./{relative}"
 

@@ -251,7 +251,9 @@ def test_the_command_writes_compares_and_says_what_differs(tmp_path: Path) -> No
     assert "file: ./llm-hub.toml" in printed.stdout
     (tmp_path / "deploy").mkdir()
     assert compose("compose", "-o", "deploy/compose.yaml", folder=tmp_path).returncode == 0
-    assert "file: ../llm-hub.toml" in (tmp_path / "deploy" / "compose.yaml").read_text()
+    written = (tmp_path / "deploy" / "compose.yaml").read_text()
+    assert "file: ../llm-hub.toml" in written
+    assert "build: ../chat" in written
     assert compose("compose", "--check", "deploy/compose.yaml", folder=tmp_path).returncode == 0
     with (tmp_path / "llm-hub.toml").open("a") as file:
         file.write("[services.more]\nimage = 'more:1'\n")

@@ -46,8 +46,8 @@ def command(ctx: click.Context, *, only: tuple[str, ...]) -> None:
             placements = resolve(assigned, read_inventory()) if any(one.gpus for one in assigned) else {}
             devices = {name: one.devices for name, one in placements.items()}
             found, others = startable(runtime, only=only, devices=devices)
-        for ours in found:
-            _check_gpus(placements.get(ours.name))
+        for name in [*(ours.name for ours in found), *(one.name for one in others if one.wrong)]:
+            _check_gpus(placements.get(name))
         for one in others:
             shown(f"{one.name}: not started: {one.reason}", dim=not one.wrong)
             if one.hint:
