@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 import time
+from typing import Any
 
 from llm_hub.capabilities import Capability
 from llm_hub.errors import HubError, SwitchRefused
+from llm_hub.hub import Hub
 from llm_hub.verification.bench import Bench
 from llm_hub.verification.common import COUNT, by, refused, two
 from llm_hub.verification.questions import No, expect, question
@@ -13,6 +19,7 @@ from llm_hub.verification.questions import No, expect, question
 __all__ = [
     "can_i_roll_back",
     "can_i_switch_with_no_restart",
+    "do_all_processes_follow",
     "does_a_stream_survive_a_switch",
     "is_a_switch_to_a_dead_provider_refused",
 ]
@@ -37,6 +44,49 @@ def can_i_switch_with_no_restart(bench: Bench) -> str:
         and (before.backend, after.backend, after.epoch) == (first, second, switched.epoch),
     )
     return seen
+
+
+@question("Do all processes follow a switch, with no restart of any?")
+def do_all_processes_follow(bench: Bench) -> str:
+    """Another process shares the control file, calls before and after, and is told nothing."""
+    first, second = two(bench, Capability.TEXT)
+    variables = bench.variables(LLM_TEXT_PROVIDER=first)
+    command = [sys.executable, "-m", "llm_hub.verification.follower", str(bench.timeout)]
+    if bench.config is not None:
+        command.append(os.fspath(bench.config))
+    with subprocess.Popen(
+        command, env=variables, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    ) as process:
+        try:
+            before = _told(process, 1)
+            with Hub.from_env(variables, config=bench.config) as hub:
+                switched = hub.use(text=second)
+            done = time.monotonic()
+            after = _told(process, switched.epoch)
+        finally:
+            process.kill()
+    seen = (
+        f"the other process: {before['backend']}, then {after['backend']} in epoch {after['epoch']}, "
+        f"{max(after['at'] - done, 0) * 1000:.0f} ms after the switch"
+    )
+    expect(
+        seen=seen,
+        holds=(before["backend"], after["backend"], after["epoch"]) == (first, second, switched.epoch),
+    )
+    return seen
+
+
+def _told(process: subprocess.Popen[str], epoch: int) -> dict[str, Any]:
+    """What the other process says when it has come to this epoch."""
+    assert process.stdin is not None
+    assert process.stdout is not None
+    process.stdin.write(f"{epoch}\n")
+    process.stdin.flush()
+    line = process.stdout.readline()
+    if not line:
+        raise No("the other process ended without an answer")
+    told: dict[str, Any] = json.loads(line)
+    return told
 
 
 @question("Can I roll back?")
