@@ -129,7 +129,20 @@ _MEMORY = """
 """
 
 
-PAGES = {"reference/cli.md": command_line, "reference/errors.md": error_tree, "reference/gpu-memory.md": gpu_memory}
+def conformance() -> str:
+    """The rules that plugins are held to, and what their authors say of them."""
+    from llm_hub.testing import embedding, text, vision
+    from llm_hub.testing.conformance.reference import markdown
+
+    return MADE + markdown([text.SUITE, embedding.SUITE, vision.SUITE])
+
+
+PAGES = {
+    "reference/cli.md": command_line,
+    "reference/conformance.md": conformance,
+    "reference/errors.md": error_tree,
+    "reference/gpu-memory.md": gpu_memory,
+}
 
 
 def main() -> None:
