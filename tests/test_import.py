@@ -49,16 +49,6 @@ def test_the_help_of_the_command_line_loads_no_plugin_and_no_http_client() -> No
     assert not {name for name in heavy(loaded_by(code)) if not name.startswith("click")}
 
 
-def test_a_plugin_module_loads_no_engine() -> None:
-    for plugin in ("ollama", "vllm", "llamacpp", "tesseract"):
-        modules = loaded_by(f"import llm_hub_{plugin}.plugin")
-        assert not {
-            name
-            for name in modules
-            if name.startswith(("xllamacpp", "tesserocr", "PIL", "httpcore", "httpx", "pydantic"))
-        }, plugin
-
-
 def test_a_hub_without_observers_loads_neither_prometheus_nor_opentelemetry() -> None:
     code = "from llm_hub import Hub; Hub.from_env({}).close()"
     assert not {name for name in loaded_by(code) if name.startswith(("prometheus_client", "opentelemetry"))}

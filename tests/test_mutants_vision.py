@@ -6,7 +6,6 @@ import contextlib
 import itertools
 import re
 import threading
-import time
 import urllib.request
 from typing import Any
 
@@ -478,14 +477,12 @@ def test_the_right_plugin_that_reads_keeps_every_rule() -> None:
     class Mine(Reads):
         plugin = reading(Reader)
 
-    began = time.monotonic()
     report = run_suite(Mine)
     assert report.ok, str(report)
     assert not report.of(Outcome.UNDECLARED, Outcome.MENDED)
     assert report.tier is Tier.CONFORMS
     passed = {one.rule for one in report.of(Outcome.PASSED)}
     assert {f"vision.{rule.id}" for rule in vision_read.RULES} <= passed
-    assert time.monotonic() - began < 60
 
 
 def test_what_is_claimed_and_not_so_is_caught() -> None:

@@ -34,14 +34,6 @@ def report_of(folder: Path, modules: Mapping[str, str]) -> ImportReport:
     return import_report("watched.plugin", path=[str(folder), *sys.path])
 
 
-@pytest.mark.parametrize("plugin", ["ollama", "vllm", "llamacpp", "tesseract", "wordllama"])
-def test_the_plugins_of_this_repository_are_light(plugin: str) -> None:
-    report = import_report(f"llm_hub_{plugin}.plugin")
-    assert report.complaints() == ()
-    assert report.manifest_complaints == ()
-    assert f"llm_hub_{plugin}.plugin" in {module.name for module in report.modules}
-
-
 def test_what_is_heavy_is_named_with_who_imported_it(tmp_path: Path) -> None:
     report = report_of(
         tmp_path,

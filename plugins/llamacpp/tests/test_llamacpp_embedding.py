@@ -6,19 +6,16 @@ import asyncio
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from llm_hub import Hub
-from llm_hub.call import Call, CancelToken
+from llm_hub.call import Call
 from llm_hub.capabilities import Capability, Rung
-from llm_hub.errors import Cancelled, ContextOverflow, InvalidRequest, ModelNotFound, UnsupportedFeature
-from llm_hub.messages import EmbedRequest, EmbedResponse
-from llm_hub.testing.vectors import cosine
-from llm_hub_llamacpp import plugin
+from llm_hub.errors import InvalidRequest, ModelNotFound, UnsupportedFeature
+from llm_hub.messages import EmbedResponse
 from llm_hub_llamacpp.embedding import LlamaCppEmbeddingEngine
 from llm_hub_llamacpp.settings import LlamaCppSettings
 
@@ -61,24 +58,6 @@ def do(request: pytest.FixtureRequest, hub: Hub) -> Callable[..., EmbedResponse]
 
 
 Do = Callable[..., EmbedResponse]
-
-
-def test_texts_become_vectors_of_length_one_in_their_order(do: Do) -> None:
-    response = do("the red circle", "a blue square", "the red circle")
-    assert (len(response), response.dimension, response.normalized) == (3, 128, True)
-    assert cosine(response[0], response[2]) == pytest.approx(1.0, abs=1e-6)
-    assert cosine(response[0], response[1]) < 0.95
-    assert response.usage.prompt_tokens == 3 + 3 + 3
-    assert response.served_by is not None
-    assert response.served_by.backend == "mean"
-
-
-def test_a_text_over_the_context_is_an_error_with_both_numbers(do: Do) -> None:
-    with pytest.raises(
-        ContextOverflow, match="text 1, the longest of its batch, is too long: 402 tokens.*takes 256"
-    ) as caught:
-        do("short", "word " * 400)
-    assert (caught.value.tokens, caught.value.limit) == (402, 256)
 
 
 def test_it_is_cut_where_the_caller_says_so(do: Do) -> None:
@@ -129,16 +108,6 @@ def test_it_says_what_it_serves_and_climbs_the_ladder_by_embedding() -> None:
         one.close()
 
 
-def test_a_cancelled_call_stops_between_texts() -> None:
-    engine = LlamaCppEmbeddingEngine(LlamaCppSettings(n_ctx=128, pooling="mean"), model=str(MODEL))
-    engine.load(None, Call())
-    token = CancelToken()
-    token.cancel()
-    with pytest.raises(Cancelled):
-        engine.embed(EmbedRequest(texts=("a",)), Call(cancel=token))
-    engine.close()
-
-
 _IN_AND_OUT = """
 import sys
 from llm_hub_llamacpp.loading import load, make_plan
@@ -152,8 +121,3 @@ for _ in range(40):
 def test_a_model_that_was_never_used_goes_out_of_memory_without_a_hang() -> None:
     # Before, one in ten of these waited for ever, with the interpreter's lock.
     subprocess.run([sys.executable, "-c", _IN_AND_OUT, str(MODEL)], check=True, timeout=100)
-
-
-def test_the_plugin_is_found_for_embedding() -> None:
-    (entry,) = entry_points(group="llm_hub.embedding", name="llamacpp")
-    assert entry.load() is plugin

@@ -12,12 +12,12 @@ import msgspec
 import pytest
 
 from llm_hub.call import Call
-from llm_hub.capabilities import Capability, EmbeddingBackend, Feature, Rung
+from llm_hub.capabilities import Capability, EmbeddingBackend, Rung
 from llm_hub.config import BackendConfig, BuildContext
-from llm_hub.dialect import EmbeddingDialect, HttpReply
+from llm_hub.dialect import HttpReply
 from llm_hub.errors import ContextOverflow, HubError, InvalidRequest, ModelNotFound, ProtocolError, UnsupportedFeature
 from llm_hub.messages import EmbedRequest, EmbedResponse, Timings, Usage
-from llm_hub.testing import FakeOllama, Fault, Recording
+from llm_hub.testing import FakeOllama, Recording
 from llm_hub.transport import Transport
 from llm_hub.vectors import check_vectors
 from llm_hub_ollama.dialect import OllamaDialect
@@ -210,12 +210,6 @@ def test_an_error_in_an_answer_of_status_200_is_that_error() -> None:
         OllamaDialect().decode_embed(EmbedRequest(texts=("a",), model="m"), HttpReply(200, {}, body))
 
 
-def test_the_dialect_is_one_of_embeddings_and_says_what_it_can() -> None:
-    dialect = OllamaDialect(capability=Capability.EMBEDDING)
-    assert isinstance(dialect, EmbeddingDialect)
-    assert dialect.features == {Feature.DIMENSIONS}
-
-
 # -- health -----------------------------------------------------------------------------------------------------------
 
 
@@ -256,14 +250,6 @@ def test_a_model_that_cannot_embed_does_not_reach_the_rung(backend: EmbeddingBac
     probe = backend.probe(Rung.GENERATING, "smollm2:135m", Call())
     assert not probe.ok
     assert "does not support embeddings" in probe.detail
-
-
-@pytest.mark.parametrize("fault", [Fault.EMBED_NAN, Fault.EMBED_ZERO, Fault.EMBED_WRONG_COUNT])
-def test_a_model_that_embeds_nonsense_does_not_reach_the_rung(
-    fault: Fault, backend: EmbeddingBackend, server: FakeOllama
-) -> None:
-    server.fault(fault)
-    assert backend.probe(Rung.GENERATING, "all-minilm:22m", Call()).rung is Rung.LOADED
 
 
 def test_without_a_model_the_probe_names_the_variable_of_embedding(backend: EmbeddingBackend) -> None:

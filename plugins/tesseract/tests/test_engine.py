@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
-import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -26,7 +24,7 @@ from llm_hub.errors import (
     ModelNotFound,
     UnsupportedFeature,
 )
-from llm_hub.messages import ImagePart, ReadRequest, ReadResponse
+from llm_hub.messages import ReadRequest, ReadResponse
 from llm_hub_tesseract.engine import TesseractEngine
 from llm_hub_tesseract.pictures import ping
 from llm_hub_tesseract.settings import TesseractSettings
@@ -110,10 +108,6 @@ def test_an_image_without_text_has_none(hub: Hub, read: Callable[..., ReadRespon
     assert (response.text, response.words, response.confidence) == ("", (), None)
 
 
-def test_a_tiny_image_harms_nobody(hub: Hub) -> None:
-    assert hub.vision().read(Image.new("L", (8, 8), 255)).words == ()
-
-
 def test_layouts_are_chosen_by_the_call_or_the_settings(draw_page: Draw, hub: Hub) -> None:
     page = draw_page(["one line alone"], size=32, columns=30)
     assert hub.vision().read(page, options={"layout": "line"}).text == "one line alone"
@@ -160,11 +154,6 @@ def test_another_model_is_not_found(hub: Hub, draw_page: Draw) -> None:
         hub.vision(backend="tesseract").read(draw_page(["x"], columns=20), model="llava")
     assert caught.value.available == ("tesseract",)
     assert [model.name for model in hub.models("tesseract", capability="vision")] == ["tesseract"]
-
-
-def test_an_image_that_cannot_be_decoded_is_refused(engine: TesseractEngine) -> None:
-    with pytest.raises(InvalidRequest, match="cannot be decoded"):
-        engine.read(ReadRequest(image=ImagePart(b"nothing")), Call())
 
 
 # -- many at once -------------------------------------------------------------------------------------------------------
@@ -240,19 +229,6 @@ def test_a_cancelled_call_returns_at_once(hub: Hub, story: list[str], draw_page:
     assert time.monotonic() - began < 1.0
 
 
-def test_it_reads_in_the_child_of_a_fork(hub: Hub) -> None:
-    assert hub.vision().read(ping()).text == "ping"
-    child = os.fork()
-    if child == 0:
-        code = 1
-        try:
-            code = 0 if hub.vision().read(ping()).text == "ping" else 2
-        finally:
-            os._exit(code)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-    gc.collect()
-
-
 # -- health -------------------------------------------------------------------------------------------------------------
 
 
@@ -269,7 +245,3 @@ def test_the_ladder_is_climbed_and_the_missing_rung_named(engine: TesseractEngin
     assert probe.hint is not None
     assert "fin.traineddata" in probe.hint
     assert not engine.probe(Rung.LOADED, "llava", Call()).ok
-
-
-def test_status_finds_it_ready(hub: Hub) -> None:
-    assert hub.runtime.backend("tesseract", "vision").probe(Rung.LOADED, "tesseract", Call(timeout=10)).ok  # type: ignore[arg-type]

@@ -2,35 +2,17 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from llm_hub import Feature, Hub, Settings
-from llm_hub.capabilities import Capability
+from llm_hub import Hub, Settings
 from llm_hub.config import BackendConfig
 from llm_hub.errors import InvalidRequest, SettingsError
 from llm_hub_tesseract import plugin
 from llm_hub_tesseract.languages import available, canonical, folders
-
-
-def test_it_declares_that_it_reads_and_nothing_else() -> None:
-    manifest = plugin.llm_hub_manifest()
-    assert manifest.features == {Feature.READ}
-    assert manifest.default_models == {Capability.VISION: "tesseract"}
-    with Hub.from_env({}) as hub:
-        (report,) = [one for one in hub.plugins(load=True) if one.name == "tesseract"]
-    assert report.capabilities == {Capability.VISION}
-
-
-def test_importing_it_imports_no_engine() -> None:
-    code = "import sys, llm_hub_tesseract.plugin as p; p.llm_hub_manifest(); print(*sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert not {"tesserocr", "PIL", "llm_hub.engine"} & set(done.stdout.split())
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from llm_hub.config import BackendConfig, BuildContext
 from llm_hub.dialect import EmbeddingDialect, HttpReply
 from llm_hub.errors import ContextOverflow, HubError, InvalidRequest, ModelNotFound, ProtocolError, UnsupportedFeature
 from llm_hub.messages import EmbedRequest, EmbedResponse, Usage
-from llm_hub.testing import FakeModel, FakeVLLM, Fault, Recording
+from llm_hub.testing import FakeModel, FakeVLLM, Recording
 from llm_hub.transport import Transport
 from llm_hub_vllm.dialect import VLLMDialect
 from llm_hub_vllm.plugin import llm_hub_embedding
@@ -261,24 +261,6 @@ def transport() -> Iterator[Transport]:
     transport = Transport()
     yield transport
     transport.close()
-
-
-def test_a_probe_of_a_pooling_server_has_it_embed_and_never_chat(server: FakeVLLM, transport: Transport) -> None:
-    probe = backend_of(server, transport).probe(Rung.GENERATING, "all-minilm", Call())
-    assert (probe.rung, probe.ok) == (Rung.GENERATING, True)
-    paths = [request.path for request in server.requests]
-    assert "/v1/embeddings" in paths
-    assert "/v1/chat/completions" not in paths
-
-
-@pytest.mark.parametrize("fault", [Fault.EMBED_NAN, Fault.EMBED_ZERO, Fault.EMBED_WRONG_COUNT])
-def test_a_model_that_embeds_nonsense_does_not_reach_the_rung(
-    fault: Fault, server: FakeVLLM, transport: Transport
-) -> None:
-    server.fault(fault)
-    probe = backend_of(server, transport).probe(Rung.GENERATING, "all-minilm", Call())
-    assert probe.rung is Rung.LOADED
-    assert probe.detail
 
 
 def test_a_text_server_does_not_reach_the_rung_of_embedding(transport: Transport) -> None:

@@ -9,20 +9,17 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import pluggy
 import pytest
 
-from llm_hub import Hub, hookspecs
-from llm_hub.call import Call, CancelToken
-from llm_hub.capabilities import Capability, EmbeddingBackend, Feature, Rung
+from llm_hub import Hub
+from llm_hub.call import Call
+from llm_hub.capabilities import Capability, EmbeddingBackend, Rung
 from llm_hub.config import BackendConfig, BuildContext
 from llm_hub.embedding_space import compare, fingerprint
-from llm_hub.errors import BackendFailed, Cancelled, ModelNotFound, UnsupportedFeature
-from llm_hub.manifest import check_api_version
+from llm_hub.errors import BackendFailed, ModelNotFound, UnsupportedFeature
 from llm_hub.messages import EmbedRequest, EmbedResponse
 from llm_hub.testing.vectors import cosine
 from llm_hub.transport import Transport
@@ -70,14 +67,6 @@ def test_vectors_are_those_of_wordllama_itself_of_any_length_of_text(do: Do) -> 
         assert cosine(ours, theirs.tolist()) == pytest.approx(1.0, abs=1e-5), text[:20]
 
 
-@pytest.mark.parametrize("dimensions", [64, 128, 256])
-def test_fewer_dimensions_are_the_first_of_all_at_length_one(dimensions: int, do: Do) -> None:
-    (whole,) = do("hello world")
-    (cut,) = do("hello world", dimensions=dimensions)
-    length = sum(value**2 for value in whole[:dimensions]) ** 0.5
-    assert cut == pytest.approx([value / length for value in whole[:dimensions]], abs=1e-6)
-
-
 @pytest.mark.parametrize("dimensions", [1, 100, 512])
 def test_other_dimensions_are_refused(dimensions: int, do: Do) -> None:
     with pytest.raises(UnsupportedFeature, match="words: .*64, 128 or 256 dimensions") as caught:
@@ -113,47 +102,7 @@ def test_weights_that_are_not_there_are_never_fetched(tmp_path: Path, monkeypatc
         fresh.load(None, Call())
 
 
-def test_a_call_that_is_cancelled_stops_between_texts() -> None:
-    fresh = WordLlamaEngine()
-    fresh.load(None, Call())
-    token = CancelToken()
-    token.cancel()
-    with pytest.raises(Cancelled):
-        fresh.embed(EmbedRequest(texts=("a",)), Call(cancel=token))
-
-
-def test_threads_share_it(backend: EmbeddingBackend) -> None:
-    with ThreadPoolExecutor(8) as pool:
-        found = set(pool.map(lambda _: backend.embed(EmbedRequest(texts=("hello",)), Call()).vectors, range(50)))
-    assert len(found) == 1
-
-
-def test_it_works_on_in_a_child_process(backend: EmbeddingBackend) -> None:
-    before = backend.embed(EmbedRequest(texts=("hello",)), Call()).vectors
-    child = os.fork()
-    if child == 0:
-        code = 1
-        try:
-            code = 0 if backend.embed(EmbedRequest(texts=("hello",)), Call(timeout=20)).vectors == before else 2
-        finally:
-            os._exit(code)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-
-
 # -- the plugin -------------------------------------------------------------------------------------------------------
-
-
-def test_it_is_found_and_its_hooks_are_those_of_the_core() -> None:
-    (entry,) = importlib.metadata.entry_points(group="llm_hub.embedding", name="wordllama")
-    assert entry.load() is plugin
-    manager = pluggy.PluginManager(hookspecs.PROJECT)
-    manager.add_hookspecs(hookspecs)
-    manager.register(plugin, "wordllama")
-    manager.check_pending()
-    manifest = manager.hook.llm_hub_manifest()
-    check_api_version("wordllama", manifest.api_version)
-    assert manifest.features == WordLlamaEngine().features == {Feature.DIMENSIONS}
-    assert manifest.default_models == {Capability.EMBEDDING: "l2_supercat"}
 
 
 def _python(code: str, **environ: str) -> str:
@@ -167,11 +116,6 @@ def _python(code: str, **environ: str) -> str:
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
-
-
-def test_importing_the_plugin_loads_neither_wordllama_nor_numpy() -> None:
-    out = _python("import sys, llm_hub_wordllama.plugin; print(*{name.split('.')[0] for name in sys.modules})")
-    assert not {"wordllama", "numpy", "tokenizers", "requests", "asyncio", "httpcore"} & set(out.split())
 
 
 _OFFLINE = """
