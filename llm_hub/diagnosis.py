@@ -69,7 +69,7 @@ def diagnose(hub: Hub, *, timeout: float = 10.0) -> Diagnosis:
                 probed.add((name, capability))
                 findings.append(_backend(runtime, name, capability, timeout, chosen=False))
     findings += _running(runtime)
-    findings += _drift(runtime, timeout)
+    findings += _gpus(runtime, timeout)
     return Diagnosis(findings=tuple(findings))
 
 
@@ -100,20 +100,26 @@ def _running(runtime: Runtime) -> list[Finding]:
     ]
 
 
-def _drift(runtime: Runtime, timeout: float) -> list[Finding]:
-    """Where the backends that run are not on the GPUs that they were put on."""
+def _gpus(runtime: Runtime, timeout: float) -> list[Finding]:
+    """What is wrong with the plan, and where the backends that run are not on the GPUs that they were put on."""
+    if not any(one.gpus for one in runtime.settings.assignments):
+        return []
     from llm_hub.drift import drift
+    from llm_hub.gpu import read_inventory
+    from llm_hub.gpu.planning import plan_of
 
+    inventory = read_inventory()
+    plan = plan_of(runtime, inventory, ask=False)
+    found = [(one, "plan") for one in plan.findings if one.level != "info"]
+    found += [
+        (one, "drift" if one.level == "error" else "not verified")
+        for one in drift(runtime, timeout=timeout, inventory=inventory)
+    ]
     return [
         Finding(
-            kind="running",
-            subject=one.backend,
-            state="drift" if one.level == "error" else "not verified",
-            level=one.level,
-            detail=str(one),
-            fix=one.fix,
+            kind="running", subject=one.backend or "gpu", state=state, level=one.level, detail=str(one), fix=one.fix
         )
-        for one in drift(runtime, timeout=timeout)
+        for one, state in found
     ]
 
 

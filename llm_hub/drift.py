@@ -10,7 +10,8 @@ from llm_hub.call import Call
 from llm_hub.capabilities import Capability
 from llm_hub.errors import HubError
 from llm_hub.gpu import Finding, Inventory, read_inventory, resolve
-from llm_hub.process import family, listener
+from llm_hub.gpu.planning import descendants
+from llm_hub.process import listener
 from llm_hub.running import read_running
 from llm_hub.starting import is_local
 from llm_hub.transport import drive
@@ -33,8 +34,7 @@ def drift(
     assignments = runtime.settings.assignments
     if not any(one.gpus for one in assignments):
         return ()
-    if inventory is None:
-        inventory = read_inventory()
+    inventory = inventory or read_inventory()
     placements = resolve(assignments, inventory)
     names = tuple(runtime.settings.backends) if only is None else tuple(only)
     seen = {name: found for name in names if (found := look(runtime, name, timeout=timeout)) is not None}
@@ -69,7 +69,7 @@ def _pids(runtime: Runtime, name: str) -> frozenset[int] | None:
     running = read_running(runtime.settings.state_path)
     registered = running.backends.get(name) if running is not None else None
     if registered is not None and registered.alive:
-        return family(registered.pid)
+        return frozenset(descendants({registered.pid: name}))
     config = runtime.config(name)
     urls = set(config.base_urls.values()) or {runtime.manifest(name).default_url or ""}
     pids: set[int] = set()
@@ -80,5 +80,5 @@ def _pids(runtime: Runtime, name: str) -> frozenset[int] | None:
         owner = listener(parts.port or 80)
         if owner is None:
             return None
-        pids |= family(owner)
+        pids |= descendants({owner: name}).keys()
     return frozenset(pids)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from llm_hub.errors import HubError
 
-__all__ = ["MARK", "Process", "family", "is_alive", "listener", "started_at", "sweep", "tail"]
+__all__ = ["MARK", "Process", "is_alive", "listener", "started_at", "sweep", "tail"]
 
 MARK = "LLM_HUB_SUPERVISED"
 """The variable in the environment of everything that was started, by which what is left of it is found."""
@@ -141,18 +141,6 @@ def started_at(pid: int) -> str | None:
 def is_alive(pid: int, began: str | None) -> bool:
     """Does the process live that had this pid when it began?"""
     return pid > 0 and began is not None and started_at(pid) == began
-
-
-def family(pid: int) -> frozenset[int]:
-    """A process and all below it; where there is no /proc, it alone."""
-    parents: dict[int, int] = {}
-    for entry in _PROC.glob("[0-9]*"):
-        with contextlib.suppress(OSError, ValueError, IndexError):
-            parents[int(entry.name)] = int((entry / "stat").read_bytes().rpartition(b")")[2].split()[1])
-    found = {pid}
-    while more := {one for one, parent in parents.items() if parent in found} - found:
-        found |= more
-    return frozenset(found)
 
 
 def listener(port: int) -> int | None:

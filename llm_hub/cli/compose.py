@@ -5,14 +5,10 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 from llm_hub.cli.common import given_config, guarded_output, shown
-
-if TYPE_CHECKING:
-    from llm_hub.gpu import Inventory
 
 __all__ = ["command"]
 
@@ -50,15 +46,20 @@ def command(ctx: click.Context, *, output: str | None, check: str | None, elsewh
 def _made(folder: Path, *, elsewhere: bool) -> str:
     """The text of the file, for a folder."""
     from llm_hub.compose import contained, mounted, render
-    from llm_hub.gpu import Inventory, read_inventory, resolve
+    from llm_hub.errors import SettingsError
+    from llm_hub.gpu import Inventory, read_inventory
+    from llm_hub.gpu.planning import plan_of
     from llm_hub.hub import Hub
 
     config = given_config()
     with Hub.from_env(_environ(config), config=config) as hub, guarded_output():
         runtime = hub.runtime
-        inventory: Inventory = Inventory() if elsewhere else read_inventory()
-        placements = resolve(runtime.settings.assignments, inventory)
-        devices = {name: one.devices for name, one in placements.items()}
+        inventory = Inventory() if elsewhere else read_inventory()
+        plan = plan_of(runtime, inventory, here=not elsewhere, ask=False)
+        for one in plan.findings:
+            if one.level == "error":
+                raise SettingsError(one.message, where=one.where or None, hint=one.fix or "`llm-hub plan` tells more.")
+        devices = {name: plan.devices(name) for name in plan.placements}
         path = runtime.settings.config_path
         stack = contained(runtime, devices=devices, config=None if path is None else mounted(path, folder))
     name = "" if path is None or Path(path).name == "llm-hub.toml" else f" --config {Path(path).name}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import click
@@ -13,7 +13,8 @@ import click
 from llm_hub.cli.common import guarded_output, open_hub, shown
 
 if TYPE_CHECKING:
-    from llm_hub.gpu import Placement
+    from llm_hub.gpu import Plan
+    from llm_hub.runtime import Runtime
     from llm_hub.starting import Startable
     from llm_hub.supervisor import Event, Supervisor
 
@@ -34,7 +35,6 @@ def command(ctx: click.Context, *, only: tuple[str, ...]) -> None:
     """
     from llm_hub.drift import drift
     from llm_hub.errors import ConfigurationError
-    from llm_hub.gpu import read_inventory, resolve
     from llm_hub.running import Register, folder_of
     from llm_hub.starting import startable
     from llm_hub.supervisor import Supervisor
@@ -42,12 +42,11 @@ def command(ctx: click.Context, *, only: tuple[str, ...]) -> None:
     with open_hub() as hub:
         runtime = hub.runtime
         with guarded_output():
-            assigned = runtime.settings.assignments
-            placements = resolve(assigned, read_inventory()) if any(one.gpus for one in assigned) else {}
-            devices = {name: one.devices for name, one in placements.items()}
-            found, others = startable(runtime, only=only, devices=devices)
-        for name in [*(ours.name for ours in found), *(one.name for one in others if one.wrong)]:
-            _check_gpus(placements.get(name))
+            plan = _plan(runtime)
+            found, others = startable(
+                runtime, only=only, devices={name: plan.devices(name) for name in plan.placements}
+            )
+        _check(plan, [*(ours.name for ours in found), *(one.name for one in others if one.wrong)])
         for one in others:
             shown(f"{one.name}: not started: {one.reason}", dim=not one.wrong)
             if one.hint:
@@ -74,17 +73,37 @@ def command(ctx: click.Context, *, only: tuple[str, ...]) -> None:
         ctx.exit(1)
 
 
-def _check_gpus(placement: Placement | None) -> None:
-    """Raise SettingsError unless its GPUs are here: it would run on the CPU, or on another card."""
+def _plan(runtime: Runtime) -> Plan:
+    """The plan on the GPUs of this machine; an empty one where nothing is assigned, so that no driver is asked."""
+    from llm_hub.gpu import Plan
+    from llm_hub.gpu.planning import plan_of
+
+    if not any(one.gpus for one in runtime.settings.assignments):
+        return Plan()
+    return plan_of(runtime, ask=False)
+
+
+def _check(plan: Plan, names: Sequence[str]) -> None:
+    """Raise SettingsError unless these backends can be started as planned: they would run on the CPU, or over one another."""
     from llm_hub.errors import SettingsError
 
-    if placement is not None and placement.devices.gpus and not placement.verified:
-        named = ", ".join(map(str, placement.written))
-        raise SettingsError(
-            f"the GPUs of {placement.backend!r} ({named}) cannot be used on this machine",
-            where=placement.source,
-            hint=f"`llm-hub gpus` lists what is here, and why not. To run it on the CPU, take [gpu.assign.{placement.backend}] out.",
-        )
+    for name in names:
+        placement = plan.placements.get(name)
+        if placement is not None and placement.devices.gpus and not plan.inventory.gpus:
+            named = ", ".join(map(str, placement.written))
+            raise SettingsError(
+                f"no GPU is seen on this machine ({plan.inventory.reason}), and {name!r} was put on {named}",
+                where=placement.source,
+                hint=f"`llm-hub gpus` tells more. To run it on the CPU, take [gpu.assign.{name}] out.",
+            )
+    ours = [one for one in plan.findings if one.backend in ("", *names)]
+    for one in ours:
+        if one.level == "error":
+            raise SettingsError(one.message, where=one.where or None, hint=one.fix or "`llm-hub plan` tells more.")
+        if one.level == "warning":
+            shown(f"{click.style('note', fg='yellow')}: {one}")
+            if one.fix:
+                shown(f"  {one.fix}")
 
 
 def _say(event: Event) -> None:
