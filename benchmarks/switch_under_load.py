@@ -1,10 +1,11 @@
 """Many processes call two live backends while these are switched, rolled back, killed and restarted: what is lost?
 
 Every answer is known word by word, so that a lost or doubled chunk shows. Processes with even numbers call from an event
-loop, those with odd numbers from threads; half of the callers stream. The backends are fake servers, processes of their own.
+loop, those with odd numbers from threads; half of the callers stream. The backends are processes of their own: the fake servers
+of Ollama and vLLM, or with `--real` two llama.cpp servers with a small model. One of them is killed (SIGKILL) while it serves.
 
     uv run python benchmarks/switch_under_load.py                                     # 100,000 calls
-    uv run python benchmarks/switch_under_load.py --calls 2000 --processes 2 --callers 10
+    uv run python benchmarks/switch_under_load.py --real --calls 4000 --processes 4 --callers 8
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import logging
 import multiprocessing
 import os
 import statistics
+import subprocess
 import sys
 import tempfile
 import threading
@@ -34,16 +36,17 @@ from llm_hub.testing import FakeOllama, FakeServer, FakeVLLM
 
 COUNT, COUNTED = "Count from 1 to 60.", " ".join(map(str, range(1, 61)))
 ASK, ASKED = "What is the capital of France?", "The capital of France is Paris."
-ROUTES = {"ollama": "ollama,vllm", "vllm": "vllm,ollama"}
+ROUTES = {"one": "one,other", "other": "other,one"}
+MODEL = Path(__file__).parents[1] / "tests" / "data" / "models" / "hub-test-vlm" / "hub-test-vlm-f16.gguf"
 SPAWN = multiprocessing.get_context("spawn")
 
 
 # -- the backends -----------------------------------------------------------------------------------------------------
 
 
-def serve(kind: str, port: int, ready: Any) -> None:
-    """A backend, until it is killed."""
-    server: FakeServer = FakeOllama(port=port) if kind == "ollama" else FakeVLLM(port=port)
+def serve(name: str, port: int, ready: Any) -> None:
+    """A fake server, until it is killed."""
+    server: FakeServer = FakeOllama(port=port) if name == "one" else FakeVLLM(port=port)
     with server:
         ready.put(server.port)
         while True:
@@ -51,23 +54,46 @@ def serve(kind: str, port: int, ready: Any) -> None:
             server.requests.clear()
 
 
-class Backend:
-    """A backend in a process of its own, which keeps its port."""
+class Fake:
+    """A fake server in a process of its own, which keeps its port."""
 
-    def __init__(self, kind: str) -> None:
-        self.kind = kind
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.plugin = "ollama" if name == "one" else "vllm"
         self.port = 0
         self.start()
 
     def start(self) -> None:
         ready = SPAWN.Queue()
-        self.process = SPAWN.Process(target=serve, args=(self.kind, self.port, ready), daemon=True)
+        self.process = SPAWN.Process(target=serve, args=(self.name, self.port, ready), daemon=True)
         self.process.start()
         self.port = ready.get(timeout=60)
 
     def kill(self) -> None:
         self.process.kill()
         self.process.join()
+
+
+class Real:
+    """A llama.cpp server, which keeps its port."""
+
+    plugin = "vllm"  # it speaks the OpenAI API
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.port = 0
+        self.start()
+
+    def start(self) -> None:
+        command = [sys.executable, "-m", "llm_hub_llamacpp", "--model", str(MODEL), "--alias", "hub-test-vlm"]
+        command += ["--n-ctx", "512", "--threads", "1", "--parallel", "8", "--port", str(self.port)]
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+        assert self.process.stdout is not None
+        self.port = int(self.process.stdout.readline().rpartition(":")[2])
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.communicate()
 
 
 # -- the callers ------------------------------------------------------------------------------------------------------
@@ -110,11 +136,10 @@ class Tally:
     def streamed(self, ids: set[str | None], served: ServedBy | None) -> None:
         """All chunks of a stream must be from one answer, and that from the backend that it names."""
         assert served is not None
-        of_vllm = any(one is not None for one in ids)
         with self.lock:
             self.streams += 1
             self.spanned += self.hub.epoch != served.epoch
-            if len(ids) != 1 or of_vllm != (served.backend == "vllm"):
+            if len(ids) != 1:
                 self.wrong.append(f"chunks: of {ids} by {served}")
 
     def fails(self, error: HubError, pieces: list[str], served: ServedBy | None) -> None:
@@ -158,11 +183,11 @@ def call_from_threads(tally: Tally, callers: int) -> None:
             first, pieces, served, ids = tally.hub.epoch, [], None, set()
             try:
                 if number % 2:
-                    answer = text.chat(ASK, timeout=60)
+                    answer = text.chat(ASK, timeout=60, temperature=0)
                     tally.whole += 1
                     tally.answered(answer.text, ASKED, answer.served_by, first, tally.hub.epoch)
                     continue
-                with text.stream(COUNT, timeout=60) as stream:
+                with text.stream(COUNT, timeout=60, temperature=0) as stream:
                     last = None
                     for chunk in stream:
                         last = last or tally.hub.epoch
@@ -186,11 +211,11 @@ def call_from_tasks(tally: Tally, callers: int) -> None:
             first, pieces, served, ids = tally.hub.epoch, [], None, set()
             try:
                 if number % 2:
-                    answer = await text.achat(ASK, timeout=60)
+                    answer = await text.achat(ASK, timeout=60, temperature=0)
                     tally.whole += 1
                     tally.answered(answer.text, ASKED, answer.served_by, first, tally.hub.epoch)
                     continue
-                async with text.astream(COUNT, timeout=60) as stream:
+                async with text.astream(COUNT, timeout=60, temperature=0) as stream:
                     last = None
                     async for chunk in stream:
                         last = last or tally.hub.epoch
@@ -229,17 +254,18 @@ def work(number: int, environ: dict[str, str], callers: int, quota: int, progres
 # -- the run ----------------------------------------------------------------------------------------------------------
 
 
-def run(calls: int, processes: int, callers: int, switches: int, state: Path) -> dict[str, Any]:
-    backends = {kind: Backend(kind) for kind in ROUTES}
-    environ = {
-        "LLM_PROVIDER": "ollama",
-        "LLM_FALLBACK": "vllm",
-        "LLM_HUB_STATE": str(state),
-        "OLLAMA_BASE_URL": f"http://127.0.0.1:{backends['ollama'].port}",
-        "VLLM_BASE_URL": f"http://127.0.0.1:{backends['vllm'].port}",
-        "OLLAMA_MODEL": "hub-test-vlm",
-        "VLLM_MODEL": "hub-test-vlm",
-    }
+def run(calls: int, processes: int, callers: int, switches: int, folder: Path, *, real: bool) -> dict[str, Any]:
+    backends: dict[str, Fake | Real] = {name: Real(name) if real else Fake(name) for name in ROUTES}
+    config = folder / "llm-hub.toml"
+    config.write_text(
+        "".join(
+            f'[backends.{name}]\nplugin = "{backend.plugin}"\nbase_url = "http://127.0.0.1:{backend.port}"\n'
+            'models = { text = "hub-test-vlm" }\n'
+            for name, backend in backends.items()
+        )
+        + '[routes]\ntext = ["one", "other"]\n'
+    )
+    environ = {"LLM_HUB_CONFIG": str(config), "LLM_HUB_STATE": str(folder / "control.json")}
     progress = [SPAWN.Value("Q", 0) for _ in range(processes)]
     start = SPAWN.Barrier(processes + 1)
     out = SPAWN.Queue()
@@ -254,20 +280,20 @@ def run(calls: int, processes: int, callers: int, switches: int, state: Path) ->
     killed: tuple[float, float] | None = None
     try:
         with Hub.from_env(environ) as hub:
-            published[hub.epoch] = ("ollama", 0.0)
+            published[hub.epoch] = ("one", 0.0)
             start.wait(120)
             began = time.monotonic()
             for number in range(switches):
-                _until(lambda: sum(one.value for one in progress) >= calls * (number + 1) / (switches + 1), workers)  # noqa: B023 (called here)
+                _until(progress, calls * (number + 1) / (switches + 1), workers)
                 to, change = _steps(hub)[number % 4]
                 epoch = change().epoch
                 published[epoch] = (to, time.monotonic())
-                if number == switches // 8 * 4 and to == "vllm":
-                    time.sleep(0.2)
+                if number == switches // 8 * 4:
+                    _until(progress, calls * (number + 1.25) / (switches + 1), workers)
                     at = time.monotonic()
-                    backends["vllm"].kill()
+                    backends[to].kill()
                     time.sleep(1.0)
-                    backends["vllm"].start()
+                    backends[to].start()
                     killed = (at, time.monotonic())
             tallies = [out.get(timeout=1800) for _ in workers]
             seconds = time.monotonic() - began
@@ -285,20 +311,21 @@ def run(calls: int, processes: int, callers: int, switches: int, state: Path) ->
 
 def _steps(hub: Hub) -> list[tuple[str, Callable[[], Any]]]:
     """A switch, a rollback, a switch there, a switch back."""
-    there: Callable[[], Any] = lambda: hub.use(text=ROUTES["vllm"])  # noqa: E731 (one of four alike)
+    there: Callable[[], Any] = lambda: hub.use(text=ROUTES["other"])  # noqa: E731 (one of four alike)
     return [
-        ("vllm", there),
-        ("ollama", hub.rollback),
-        ("vllm", there),
-        ("ollama", lambda: hub.use(text=ROUTES["ollama"])),
+        ("other", there),
+        ("one", hub.rollback),
+        ("other", there),
+        ("one", lambda: hub.use(text=ROUTES["one"])),
     ]
 
 
-def _until(done: Callable[[], bool], workers: list[Any]) -> None:
-    while not done():
+def _until(progress: list[Any], calls: float, workers: list[Any]) -> None:
+    """Wait until so many calls have begun."""
+    while sum(one.value for one in progress) < calls:
         if not all(worker.is_alive() for worker in workers):
             raise RuntimeError("a process has died")
-        time.sleep(0.01)
+        time.sleep(0.002)
 
 
 def _judged(
@@ -319,7 +346,7 @@ def _judged(
                 )
     broken = [line for tally in tallies for line in tally["broken"]]
     unexplained = [
-        line for line in broken if killed is None or line[1] != "vllm" or not killed[0] <= line[0] <= killed[1] + 1
+        line for line in broken if killed is None or line[1] != "other" or not killed[0] <= line[0] <= killed[1] + 1
     ]
     late = []
     for epoch, (_, at) in published.items():
@@ -352,11 +379,12 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=8)
     parser.add_argument("--callers", type=int, default=50)
     parser.add_argument("--switches", type=int, default=20)
+    parser.add_argument("--real", action="store_true", help="two llama.cpp servers in place of fake ones")
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
     logging.getLogger("llm_hub").setLevel(logging.CRITICAL)
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(sys.stderr):
-        found = run(given.calls, given.processes, given.callers, given.switches, Path(folder) / "control.json")
+        found = run(given.calls, given.processes, given.callers, given.switches, Path(folder), real=given.real)
     if given.json:
         print(json.dumps(found, indent=2))
     else:
