@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from llm_hub.cli.common import guarded_output, open_hub, print_json, table
+from llm_hub.cli.common import every_field, guarded_output, open_hub, print_json, table
 
 __all__ = ["command"]
 
@@ -19,7 +19,7 @@ def command(*, last: int | None, as_json: bool) -> None:
         where = hub.settings.state_path
     entries = entries[-last:] if last is not None else entries
     if as_json:
-        print_json({"control_file": where, "history": entries})
+        print_json({"control_file": where, "history": every_field(entries)})
         return
     rows = []
     for number, one in enumerate(entries, 1):

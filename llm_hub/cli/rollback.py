@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from llm_hub.cli.common import guarded_output, notes, open_hub, print_json, shown
+from llm_hub.cli.common import every_field, guarded_output, notes, open_hub, print_json, shown
 from llm_hub.cli.switches import Seconds, plain, print_switched, print_uptake, waited
 
 __all__ = ["command"]
@@ -43,7 +43,7 @@ def command(*, to: int | None, drain: float | None, timeout: float, as_json: boo
     if before != after and before is not None:
         sick.append(f"embeddings are in another space again: {after or 'that of before the switches'}, not {before}")
     if as_json:
-        print_json({"switched": switched, "uptake": plain(uptake), "warnings": sick})
+        print_json({"switched": every_field(switched), "uptake": plain(uptake), "warnings": sick})
         return
     print_switched(switched)
     for one in sick:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from llm_hub.cli.common import guarded_output, notes, open_hub, print_json, table
+from llm_hub.cli.common import every_field, guarded_output, notes, open_hub, print_json, table
 
 if TYPE_CHECKING:
     from llm_hub.health import BackendCondition
@@ -48,10 +48,11 @@ def command(ctx: click.Context, *, watch: bool, as_json: bool, timeout: float, e
             with guarded_output():
                 hub.refresh()
                 found = overview(hub, timeout=timeout)
+            document = {"ready": found.ready, **every_field(found)} if as_json else {}
             if as_json and watch:
-                click.echo(msgspec.json.encode({"ready": found.ready, **msgspec.to_builtins(found)}).decode())
+                click.echo(msgspec.json.encode(document).decode())
             elif as_json:
-                print_json({"ready": found.ready, **msgspec.structs.asdict(found)})
+                print_json(document)
             elif watch:
                 _redraw(found)
             else:

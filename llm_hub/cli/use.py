@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from llm_hub.cli.common import guarded_output, notes, open_hub, print_json
+from llm_hub.cli.common import every_field, guarded_output, notes, open_hub, print_json
 from llm_hub.cli.switches import Seconds, plain, print_switched, print_uptake, waited
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ def command(
             )
         uptake = waited(hub, switched, wait)
     if as_json:
-        print_json({"switched": switched, "uptake": plain(uptake)})
+        print_json({"switched": every_field(switched), "uptake": plain(uptake)})
     else:
         print_switched(switched)
         print_uptake(uptake, insist=wait is not None)
