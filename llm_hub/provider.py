@@ -101,9 +101,11 @@ def _hub(environ: Mapping[str, str]) -> Hub:
     from llm_hub.discovery import installed
     from llm_hub.settings import Settings
 
-    settings = Settings.from_env(environ, plugins={plugin.name for plugin in installed()})
+    names = {plugin.name for plugin in installed()}
+    settings = Settings.from_env(environ, plugins=names)
     # As if OLLAMA_HOST were set, to what it is by default: then the last rule is Ollama, whether it answers or not.
-    return Hub(msgspec.structs.replace(settings, ollama_variables=(*settings.ollama_variables, "get_provider()")))
+    meant = msgspec.structs.replace(settings, ollama_variables=(*settings.ollama_variables, "get_provider()"))
+    return Hub(meant, reread=lambda: Settings.from_env(environ, plugins=names))
 
 
 def _closed(hub: Hub) -> bool:
