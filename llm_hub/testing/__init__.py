@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from llm_hub.testing.secret_settings import plain_secrets as plain_secrets
     from llm_hub.testing.server import FakeServer as FakeServer
     from llm_hub.testing.vllm import FakeVLLM as FakeVLLM
+    from llm_hub.testing.wire_form import WireForm as WireForm
 
 _HOME = {
     "ActiveFault": "faults",
@@ -70,6 +71,7 @@ _HOME = {
     "Speed": "live",
     "TinyModel": "model",
     "Turn": "model",
+    "WireForm": "wire_form",
     "draw": "pictures",
     "import_report": "imports",
     "install_distribution": "distributions",
@@ -108,6 +110,7 @@ __all__ = [
     "Speed",
     "TinyModel",
     "Turn",
+    "WireForm",
     "draw",
     "import_report",
     "install_distribution",

@@ -8,11 +8,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from llm_hub.testing.exchange import Request
 
-__all__ = ["ActiveFault", "Fault"]
+if TYPE_CHECKING:
+    from llm_hub.testing.wire_form import WireForm
+
+__all__ = ["GENERATES", "ActiveFault", "Fault"]
 
 
 class Fault(StrEnum):
@@ -158,7 +161,8 @@ _OPTIONS: Mapping[Fault, Mapping[str, Any]] = {
     Fault.HTML_PAGE: {"status": 200},
     Fault.REDIRECT: {"status": 307, "location": "http://elsewhere.invalid/"},
 }
-_GENERATES = re.compile(r"/(chat|generate|completions|responses|embed|embeddings|score|rerank)$")
+GENERATES = re.compile(r"/(chat|generate|completions|responses|embed|embeddings|score|rerank)$")
+"""The ends of the paths that make the model of a known server work."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -197,8 +201,8 @@ class ActiveFault:
             )
         return cls(fault=fault, times=times, path=path, options={**known, **options}, on_clear=on_clear)
 
-    def meets(self, request: Request) -> bool:
-        """Is this request to suffer? Counts it if so."""
+    def meets(self, request: Request, form: WireForm) -> bool:
+        """Is this request to suffer, in a server of this form? Counts it if so."""
         if self.fault in _CONNECTING | _ACCEPTED or (self.times is not None and self.hits >= self.times):
             return False
         path = request.path.partition("?")[0]
@@ -209,11 +213,11 @@ class ActiveFault:
         loading = self.options["seconds"] if self.fault is Fault.LOADING else None
         if loading is not None and time.monotonic() > self.began + loading:
             return False
-        if self.fault is Fault.GENERATION_HANGS and not _GENERATES.search(path):
+        if self.fault is Fault.GENERATION_HANGS and not form.generates(path):
             return False
-        if self.fault in _VECTORS and not path.endswith(("/embed", "/embeddings")):
+        if self.fault in _VECTORS and not form.embeds(path):
             return False
-        if self.fault is Fault.ENGINE_DEAD and not _GENERATES.search(path) and path != "/health":
+        if self.fault is Fault.ENGINE_DEAD and not form.generates(path) and not form.is_health(path):
             return False
         self.hits += 1
         return True

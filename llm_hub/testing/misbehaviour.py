@@ -8,12 +8,11 @@ import json
 import math
 import struct
 import zlib
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from contextlib import aclosing
 from dataclasses import replace
 from datetime import datetime
 from email.utils import format_datetime
-from typing import Any
 
 from llm_hub.testing.exchange import (
     Answer,
@@ -29,70 +28,11 @@ from llm_hub.testing.exchange import (
     wire_steps,
 )
 from llm_hub.testing.faults import ActiveFault, Fault
+from llm_hub.testing.wire_form import STATUSES, WireForm
 
 __all__ = ["misbehave"]
 
 _MEBI = 1024 * 1024
-# The text of each status, for Ollama and for OpenAI's form: recorded, or from the servers' sources.
-_TEXTS: Mapping[Fault, tuple[int, str, str, str]] = {
-    Fault.BAD_REQUEST: (400, "invalid options: num_ctx", "Invalid value for temperature", "BadRequestError"),
-    Fault.UNAUTHORIZED: (401, "unauthorized", "Unauthorized", "AuthenticationError"),
-    Fault.FORBIDDEN: (403, "forbidden", "Forbidden", "PermissionDeniedError"),
-    Fault.RATE_LIMITED: (429, "too many requests", "Rate limit exceeded", "RateLimitError"),
-    Fault.LOADING: (503, "llm server loading model", "Loading model", "unavailable_error"),
-    Fault.QUEUE_FULL: (
-        503,
-        "server busy, please try again.  maximum pending requests exceeded",
-        "The server is overloaded: too many requests are waiting.",
-        "ServiceUnavailableError",
-    ),
-    Fault.OUT_OF_MEMORY: (
-        500,
-        "llama runner process has terminated: cudaMalloc failed: out of memory",
-        "CUDA out of memory. Tried to allocate 2.00 GiB.",
-        "InternalServerError",
-    ),
-    Fault.SERVER_ERROR: (500, "internal error", "Internal Server Error", "InternalServerError"),
-    Fault.ENGINE_DEAD: (
-        500,
-        "llama runner process has terminated: exit status 2",
-        "EngineCore encountered an issue. See stack trace (above) for the root cause.",
-        "InternalServerError",
-    ),
-}
-_STREAM_ERRORS = (
-    "an error was encountered while running the model: unexpected EOF",
-    "EngineCore encountered an issue. See stack trace (above) for the root cause.",
-)
-
-
-def _speaks_ollama(request: Request) -> bool:
-    return request.path.startswith("/api/")
-
-
-def _error(request: Request, fault: Fault, message: str | None, status: int | None = None) -> Reply:
-    """An error with its status, in the form of the API that was called."""
-    usual, ollama, openai, kind = _TEXTS[fault]
-    status = status or usual
-    if _speaks_ollama(request):
-        return Reply.of_json({"error": message or ollama}, status=status)
-    if fault is Fault.UNAUTHORIZED:
-        return Reply.of_json({"error": message or openai}, status=status)
-    error = {"message": message or openai, "type": kind, "param": None, "code": status}
-    return Reply.of_json({"error": error}, status=status)
-
-
-def _not_found(request: Request, message: str | None) -> Reply:
-    try:
-        model = request.json.get("model", "")
-    except (ValueError, AttributeError):
-        model = ""
-    if _speaks_ollama(request):
-        return Reply.of_json({"error": message or f"model '{model}' not found"}, status=404)
-    text = message or f"The model `{model}` does not exist."
-    return Reply.of_json(
-        {"error": {"message": text, "type": "NotFoundError", "param": "model", "code": 404}}, status=404
-    )
 
 
 def _whole(reply: Reply) -> bool:
@@ -165,36 +105,8 @@ async def _endless(reply: Reply, after: int) -> AsyncGenerator[Step, None]:
         yield Pause(0)  # others are served meanwhile
 
 
-def _stream_error(request: Request, message: str | None) -> list[Step]:
-    """The recorded end of a stream whose engine died: Ollama's error line, vLLM's error event with its end mark."""
-    if _speaks_ollama(request):
-        return [json.dumps({"error": message or _STREAM_ERRORS[0]}).encode() + b"\n"]
-    error = {"message": message or _STREAM_ERRORS[1], "type": "InternalServerError", "param": None, "code": 500}
-    return [b"data: " + json.dumps({"error": error}).encode() + b"\n\n", b"data: [DONE]\n\n"]
-
-
-def _stream_headers(request: Request) -> dict[str, str]:
-    return {"content-type": "application/x-ndjson" if _speaks_ollama(request) else "text/event-stream; charset=utf-8"}
-
-
-def _long_line(request: Request, size: int) -> bytes:
-    text = "x" * size
-    if _speaks_ollama(request):
-        said: dict[str, Any] = (
-            {"response": text}
-            if request.path == "/api/generate"
-            else {"message": {"role": "assistant", "content": text}}
-        )
-        return (
-            json.dumps({"model": "long", "created_at": "2026-01-01T00:00:00Z", **said, "done": False}).encode() + b"\n"
-        )
-    choice = {"index": 0, "delta": {"content": text}, "logprobs": None, "finish_reason": None}
-    event = {"id": "long", "object": "chat.completion.chunk", "created": 1, "model": "long", "choices": [choice]}
-    return b"data: " + json.dumps(event).encode() + b"\n\n"
-
-
-async def _long_stream(request: Request, reply: Reply, size: int) -> AsyncGenerator[Step, None]:
-    yield _long_line(request, size)
+async def _with_event(event: bytes, reply: Reply) -> AsyncGenerator[Step, None]:
+    yield event
     async with aclosing(_body(reply)) as chunks:
         async for chunk in chunks:
             yield chunk
@@ -264,22 +176,23 @@ def _spoilt(fault: Fault, vector: list[float] | str) -> list[float] | str:
     return base64.b64encode(struct.pack(f"<{len(numbers)}f", *numbers)).decode() if packed else numbers
 
 
-async def _bad_vectors(fault: Fault, reply: Reply) -> Reply:
+async def _bad_vectors(fault: Fault, reply: Reply, form: WireForm) -> Reply:
     answer = json.loads(await _all(reply))
-    key = next((key for key in ("embeddings", "data") if answer.get(key)), None)
-    if key is None:
+    found = form.vectors(answer)
+    if found is None or not found[0]:
         return reply
+    vectors, key = found
     if fault is Fault.EMBED_WRONG_COUNT:
-        answer[key].pop()
-    elif key == "data":
-        answer[key][-1]["embedding"] = _spoilt(fault, answer[key][-1]["embedding"])
+        vectors.pop()
+    elif key is not None:
+        vectors[-1][key] = _spoilt(fault, vectors[-1][key])
     else:
-        answer[key][-1] = _spoilt(fault, answer[key][-1])
+        vectors[-1] = _spoilt(fault, vectors[-1])
     headers = {name: value for name, value in reply.headers.items() if name.lower() != "content-length"}
     return Reply(reply.status, headers, json.dumps(answer).encode())  # json writes NaN as Python's servers do
 
 
-def _instead(active: ActiveFault, request: Request) -> Answer | None:
+def _instead(active: ActiveFault, request: Request, form: WireForm) -> Answer | None:
     """The answer of a fault that does not care what the right answer is."""
     fault, options = active.fault, active.options
     if fault is Fault.CLOSE_KEPT_ALIVE or fault is Fault.CLOSE_BEFORE_HEADERS:
@@ -290,19 +203,18 @@ def _instead(active: ActiveFault, request: Request) -> Answer | None:
         return Script([Hang()])
     if fault is Fault.NOT_HTTP:
         return Script([b"SSH-2.0-OpenSSH_9.6\r\n"])
-    if fault is Fault.NOT_FOUND:
-        return _not_found(request, options["message"])
-    if fault is Fault.ENGINE_DEAD and request.path == "/health":
+    if fault is Fault.ENGINE_DEAD and form.is_health(request.path.partition("?")[0]):
         return Reply(options["health"])
-    if fault in _TEXTS:
-        reply = _error(request, fault, options.get("message"), options.get("status"))
+    if fault in STATUSES:
+        status = options.get("status") or STATUSES[fault]
+        reply = form.error(request, fault, status=status, message=options.get("message"))
         wait = options.get("retry_after")
         if wait is not None:
             text = format_datetime(wait, usegmt=True) if isinstance(wait, datetime) else str(wait)
             return replace(reply, headers={**reply.headers, "retry-after": text})
         return reply
     if fault is Fault.ENDLESS_LINE:
-        return Reply(200, _stream_headers(request), itertools.chain([b"data: "], itertools.repeat(b"x" * 65536)))
+        return Reply(200, form.stream_headers(request), itertools.chain([b"data: "], itertools.repeat(b"x" * 65536)))
     if fault is Fault.GZIP_BOMB:
         headers = {"content-type": "application/json", "content-encoding": "gzip"}
         return Reply(200, headers, _bomb(options["size"]))
@@ -317,14 +229,16 @@ def _instead(active: ActiveFault, request: Request) -> Answer | None:
     if fault is Fault.EMPTY_BODY:
         return Reply(200, {"content-type": "application/json"})
     if fault is Fault.ERROR_FIRST:
-        return Reply(200, _stream_headers(request), _stream_error(request, options["message"]))
+        return Reply(200, form.stream_headers(request), form.stream_error(request, options["message"]))
     return None
 
 
-async def misbehave(active: ActiveFault, request: Request, respond: Callable[[], Awaitable[Answer]]) -> Answer:
-    """The answer to a request that meets a fault; `respond` gives the right one."""
+async def misbehave(
+    active: ActiveFault, request: Request, respond: Callable[[], Awaitable[Answer]], form: WireForm
+) -> Answer:
+    """The answer to a request that meets a fault; `respond` gives the right one, and `form` has the server's words."""
     fault, options = active.fault, active.options
-    if (other := _instead(active, request)) is not None:
+    if (other := _instead(active, request, form)) is not None:
         return other
     if fault is Fault.HANG_BEFORE_HEADERS:
         if options["seconds"] is None:
@@ -335,7 +249,7 @@ async def misbehave(active: ActiveFault, request: Request, respond: Callable[[],
         return Script(_trickled(answer, options["seconds"]))
     if isinstance(answer, Script):
         raise TypeError(f"{fault.name} needs a Reply to spoil, and the handler gave a Script")
-    return await _spoil(active, request, answer)
+    return await _spoil(active, request, answer, form)
 
 
 def _delayed(answer: Answer, seconds: float) -> Script:
@@ -348,7 +262,7 @@ def _delayed(answer: Answer, seconds: float) -> Script:
     return Script(steps())
 
 
-async def _spoil(active: ActiveFault, request: Request, reply: Reply) -> Reply:
+async def _spoil(active: ActiveFault, request: Request, reply: Reply, form: WireForm) -> Reply:
     """The right reply with a fault in its body."""
     fault, options = active.fault, active.options
     if fault is Fault.ONE_SEND:
@@ -358,9 +272,9 @@ async def _spoil(active: ActiveFault, request: Request, reply: Reply) -> Reply:
     if fault is Fault.SLOW_CHUNKS:
         return _framed(reply, _slowly(reply, options["seconds"]))
     if fault is Fault.LONG_LINE:
-        return replace(reply, body=_long_stream(request, reply, options["size"]))
+        return replace(reply, body=_with_event(form.stream_event(request, "x" * options["size"]), reply))
     if fault in {Fault.EMBED_WRONG_COUNT, Fault.EMBED_WRONG_DIMENSION, Fault.EMBED_NAN, Fault.EMBED_ZERO}:
-        return await _bad_vectors(fault, reply)
+        return await _bad_vectors(fault, reply, form)
     after = _after(active, reply)
     if fault is Fault.ENDLESS_STREAM:
         return _framed(reply, _endless(reply, after))
@@ -377,8 +291,7 @@ async def _spoil(active: ActiveFault, request: Request, reply: Reply) -> Reply:
     if fault is Fault.END_WITHOUT_MARK:
         return replace(reply, body=_then(reply, after))
     if fault is Fault.ERROR_IN_STREAM:
-        return replace(reply, body=_then(reply, after, *_stream_error(request, options["message"])))
+        return replace(reply, body=_then(reply, after, *form.stream_error(request, options["message"])))
     if fault is Fault.GARBAGE_IN_STREAM:
-        garbage = b"\xff\xfe{nothing: good\n" if _speaks_ollama(request) else b"data: \xff\xfe{nothing: good\n\n"
-        return replace(reply, body=_then(reply, after, garbage, rest=True))
+        return replace(reply, body=_then(reply, after, form.stream_garbage(request), rest=True))
     raise NotImplementedError(f"{fault.name} is not about bodies")

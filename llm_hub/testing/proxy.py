@@ -19,6 +19,7 @@ from llm_hub.testing.exchange import Answer, Close, Reply, Request, Reset, Scrip
 from llm_hub.testing.recordings import RecordedChunk, RecordedRequest, RecordedResponse, Recording, save
 from llm_hub.testing.scrubbing import Scrubber
 from llm_hub.testing.server import FakeServer
+from llm_hub.testing.wire_form import WireForm
 
 __all__ = ["RecordingProxy"]
 
@@ -74,9 +75,10 @@ class RecordingProxy(FakeServer):
         timeout: float | None = None,
         ca_file: Path | str | None = None,
         on_recording: Callable[[Recording, Path | None], None] | None = None,
+        form: WireForm | None = None,
         port: int = 0,
     ) -> None:
-        super().__init__(port=port)
+        super().__init__(form=form, port=port)
         parts = urlsplit(target if "://" in target else f"http://{target}")
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ValueError(f"no address of an HTTP server: {parts._replace(netloc=parts.hostname or '').geturl()!r}")

@@ -16,6 +16,7 @@ from llm_hub.testing.connection import Connection
 from llm_hub.testing.exchange import Answer, Reply, Request
 from llm_hub.testing.faults import ActiveFault, Fault
 from llm_hub.testing.misbehaviour import misbehave
+from llm_hub.testing.wire_form import WireForm
 
 __all__ = ["FakeServer", "Handler"]
 
@@ -34,14 +35,23 @@ class FakeServer:
     refused. What a handler raises is answered with 500 and raised again as an ExceptionGroup when the server closes.
 
     handler: answers a request; the default knows no path, subclasses override `respond` instead.
+    form: how it says what faults need said, where its API is neither Ollama's nor OpenAI's.
     port: 0 for a free one.
     send_buffer: bytes the kernel may hold for each connection (it doubles them), small to feel a slow reader early.
     """
 
-    def __init__(self, handler: Handler | None = None, *, port: int = 0, send_buffer: int | None = None) -> None:
+    def __init__(
+        self,
+        handler: Handler | None = None,
+        *,
+        form: WireForm | None = None,
+        port: int = 0,
+        send_buffer: int | None = None,
+    ) -> None:
         self.requests: list[Request] = []
         self.failures: list[Exception] = []
         self.accepted = 0
+        self.form = form or WireForm()
         self._handler = handler
         self._port = port
         self._send_buffer = send_buffer
@@ -250,9 +260,9 @@ class FakeServer:
             return await answer if inspect.isawaitable(answer) else answer
 
         for active in list(self._faults):
-            if active.meets(request):
+            if active.meets(request, self.form):
                 request.fault = active.fault
-                return await misbehave(active, request, right)
+                return await misbehave(active, request, right, self.form)
         return await right()
 
     def connection_fault(self) -> Fault | None:

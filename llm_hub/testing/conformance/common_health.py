@@ -9,7 +9,7 @@ from llm_hub.capabilities import ModelInfo, Probe, Rung
 from llm_hub.errors import Cancelled, DeadlineExceeded
 from llm_hub.testing.conformance.bench import Bench, Ended
 from llm_hub.testing.conformance.rules import Needs, RuleBook, expect, not_here
-from llm_hub.testing.faults import _GENERATES, Fault
+from llm_hub.testing.faults import Fault
 
 __all__ = ["RULES"]
 
@@ -57,7 +57,9 @@ def cost_nothing(bench: AnyBench) -> None:
             for rung in (Rung.ALIVE, Rung.MODEL_PRESENT):
                 _probe(fresh, way, rung, fresh.model).given()
         if fresh.server is not None:
-            asked = sorted({one.path for one in fresh.server.requests if _GENERATES.search(one.path.partition("?")[0])})
+            asked = sorted(
+                {one.path for one in fresh.server.requests if fresh.server.form.generates(one.path.partition("?")[0])}
+            )
             expect(not asked, f"it asked the server to generate: {', '.join(asked)}")
             loads = getattr(fresh.server, "loads", [])
             expect(not loads, f"the server loaded {loads!r}")
