@@ -128,6 +128,11 @@ class Registry:
         """The names of all plugins, whatever their state, sorted."""
         return tuple(sorted(self._found))
 
+    def reference(self, name: str) -> str:
+        """The object reference that its entry points name, by metadata alone; empty for one that is not installed."""
+        found = self._found.get(name)
+        return "" if found is None else found.value
+
     def serving(self) -> tuple[str, ...]:
         """The names of those that could serve something: all but those that only observe."""
         return tuple(name for name in self.names() if self._found[name].offers != ("observer",))

@@ -12,12 +12,14 @@ __all__ = ["main"]
 
 _COMMANDS = {
     "ask": "Ask a question; the answer is streamed.",
+    "check": "Hold a plugin to the conformance suites: what it has shown, and what it claims.",
     "compose": "Print a Docker Compose file for the whole stack.",
     "doctor": "Check settings, plugins and backends, and say how to mend them.",
     "embed": "Embed texts: show or print their vectors.",
     "explain": "Say what would serve a capability, by which rule, and why nothing else.",
     "history": "List the switches: who, what, when, and how the proof went.",
     "gpus": "List the GPUs of this machine, who uses them and which backend claims them.",
+    "new-plugin": "Make a plugin of your own: a whole distribution, tested at once.",
     "models": "List what each backend can serve right now.",
     "plan": "Check which backend runs on which GPU, or propose it.",
     "plugins": "List the plugins that are installed.",
@@ -39,7 +41,7 @@ class _Lazy(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in _COMMANDS:
             return None
-        command = importlib.import_module(f"llm_hub.cli.{cmd_name}").command
+        command = importlib.import_module(f"llm_hub.cli.{cmd_name.replace('-', '_')}").command
         assert isinstance(command, click.Command)
         return command
 

@@ -12,8 +12,11 @@ import contextlib
 import inspect
 import os
 import queue
+import sys
 import threading
+import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextvars import ContextVar
 from typing import Any, TypeVar
 
 from llm_hub.call import Call
@@ -28,6 +31,7 @@ _AHEAD = 16  # items that a stream may be ahead of whoever takes them
 _AGAIN = 0.05  # seconds until a cancellation is repeated
 _CLOSING = 2.0  # seconds that a client may take to close its connections
 
+_opened: ContextVar[list[weakref.ref[Any]] | None] = ContextVar("opened", default=None)
 _lock = threading.Lock()
 _loop: tuple[int, asyncio.AbstractEventLoop] | None = None
 
@@ -38,9 +42,24 @@ def _running() -> asyncio.AbstractEventLoop:
     with _lock:
         if _loop is None or _loop[0] != os.getpid():
             loop = asyncio.new_event_loop()
+            loop.call_soon(_watch_generators)
             threading.Thread(target=loop.run_forever, name="llm-hub-langchain", daemon=True).start()
             _loop = (os.getpid(), loop)
         return _loop[1]
+
+
+def _watch_generators() -> None:
+    """In the loop's thread: note each async generator with the stream that it is begun for."""
+    before = sys.get_asyncgen_hooks().firstiter
+
+    def begun(generator: Any) -> None:
+        if before is not None:
+            before(generator)
+        opened = _opened.get()
+        if opened is not None:
+            opened.append(weakref.ref(generator))
+
+    sys.set_asyncgen_hooks(firstiter=begun)
 
 
 def _after_fork() -> None:
@@ -124,16 +143,20 @@ def pull(start: Callable[[], AsyncIterator[T]], call: Call) -> Iterator[T]:
     room = asyncio.Semaphore(_AHEAD)
 
     async def pump() -> None:
-        iterator = start()
+        opened: list[weakref.ref[Any]] = []
+        _opened.set(opened)
         try:
-            async for item in iterator:
+            async for item in start():
                 await room.acquire()
                 items.put(item)
         finally:
             items.put(None)
-            close = getattr(iterator, "aclose", None)
-            if close is not None:
-                await close()
+            # A generator that is closed leaves those within it to the garbage collector, and their connections with them:
+            # so the innermost is closed first.
+            for generator in reversed([one() for one in opened]):
+                if generator is not None:
+                    with contextlib.suppress(Exception):
+                        await generator.aclose()
 
     future, stop = _start(pump)
     call.cancellation().subscribe(future, stop)

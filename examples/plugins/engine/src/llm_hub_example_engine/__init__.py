@@ -1,0 +1,1 @@
+"""example-engine as a backend of llm-hub."""

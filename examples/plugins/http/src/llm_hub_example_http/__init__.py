@@ -1,0 +1,1 @@
+"""example-http as a backend of llm-hub."""

@@ -1,0 +1,1 @@
+"""example-langchain as a backend of llm-hub."""

@@ -1,0 +1,1 @@
+"""example-openai as a backend of llm-hub."""

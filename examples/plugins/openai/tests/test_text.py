@@ -1,0 +1,5 @@
+"""example-openai keeps the rules of the text suite: each test below is inherited, and none may be deleted."""
+
+from llm_hub.testing.text import *  # noqa: F403
+
+from llm_hub_example_openai.conformance import Text as Requirements  # noqa: F401
