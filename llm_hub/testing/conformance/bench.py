@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import inspect
 import threading
 import time
@@ -13,6 +14,7 @@ from typing import Any, ClassVar, Generic, Self, TypeVar
 
 from llm_hub.call import Call, CancelToken, Timeouts
 from llm_hub.capabilities import Capability, Feature
+from llm_hub.errors import HubError
 from llm_hub.hub import Hub
 from llm_hub.manifest import PluginManifest
 from llm_hub.messages import EmbedResponse
@@ -70,7 +72,10 @@ def patiently(work: Callable[[], T], what: str = "it", *, seconds: float | None 
     if thread.is_alive():
         raise Broken(f"{what} had not come back after {seconds:g} s")
     if failed:
-        raise failed[0]
+        error = failed[0]
+        if not isinstance(error, Exception):
+            raise Broken(f"{what} raised {type(error).__name__}, which would end the caller's process") from error
+        raise error
     return result[0]
 
 
@@ -213,7 +218,8 @@ class Bench(Generic[R]):
 
     def open_hub(self, **changes: Any) -> Hub:
         """A hub on this backend, to be closed by whoever opens it."""
-        expect(self.requirements.plugin, "Requirements.plugin names no plugin: set it to its name or its object")
+        if not self.requirements.plugin:
+            raise LookupError("the requirements name no plugin: set `plugin` to its name or its object")
         return Hub(self.settings(**changes), plugins=self.plugins)
 
     @property
@@ -268,6 +274,8 @@ class Bench(Generic[R]):
 
     def lacks(self, needs: Needs) -> str | None:
         """Why a rule with these needs cannot be checked here; None if it can."""
+        if needs is not Needs.NOTHING and (error := self.unusable) is not None:
+            return f"nothing can be called, because no backend is built: {error}"
         if needs is Needs.SERVER and self.server is None:
             return "it needs a server of the kit, which logs and misbehaves" + (
                 ", and this one is real" if self.live else ", and the requirements have none"
@@ -276,6 +284,15 @@ class Bench(Generic[R]):
             return "it is about engines in the process, and this backend has a server"
         if needs is Needs.ANSWERS and not self.answers:
             return "nothing answers: the requirements have no server, and no address of a real one was given"
+        return None
+
+    @functools.cached_property
+    def unusable(self) -> HubError | None:
+        """Why the hub builds no backend of the plugin, None if it does."""
+        try:
+            self.hub.runtime.backend(BACKEND, self.capability)
+        except HubError as error:
+            return error
         return None
 
     @property

@@ -35,7 +35,8 @@ RULES: RuleBook[AnyBench] = RuleBook()
 def loads(bench: AnyBench) -> None:
     """As the hub's registry sees it."""
     report = bench.registry.report(bench.plugin_name, load=True)
-    expect(report.status is PluginStatus.AVAILABLE, f"its status is {report.status}: {report}")
+    told = ". ".join(part for part in (report.reason, report.hint) if part)
+    expect(report.status is PluginStatus.AVAILABLE, f"it is {report.status}: {told}")
     expect(
         bench.capability in report.capabilities,
         f"it offers {', '.join(sorted(report.capabilities)) or 'nothing'}, not {bench.capability}",
