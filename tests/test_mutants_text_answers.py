@@ -15,10 +15,10 @@ from llm_hub.errors import ContextOverflow, HubError, InvalidRequest, ModelNotFo
 from llm_hub.http_backend import HttpBackend
 from llm_hub.manifest import PluginManifest
 from llm_hub.messages import ChatRequest, ChatResponse, Message, Usage
-from llm_hub.openai_dialect import OpenAIStreamDecoder, server_root
+from llm_hub.openai_dialect import OpenAIStreamDecoder
 from llm_hub.testing import FakeVLLM
 from llm_hub.testing.conformance import run_suite, text_answers, text_features
-from llm_hub.testing.conformance.mutants import Mutants, Parts, caught
+from llm_hub.testing.conformance.mutants import Mutants, caught, over_http
 from llm_hub.testing.conformance.report import Outcome, Tier
 from llm_hub.testing.text import TextRequirements
 from llm_hub_vllm.dialect import FEATURES, VLLMDialect
@@ -33,16 +33,8 @@ class Right(TextRequirements):
         return FakeVLLM()
 
 
-def made(*, dialect: type[VLLMDialect] = VLLMDialect, backend: type[HttpBackend] = HttpBackend) -> object:
-    return Parts(
-        Capability.TEXT,
-        MANIFEST,
-        lambda config, context: backend(dialect(), config=server_root(config), context=context),
-    )
-
-
-def make(part: type[Any]) -> object:
-    return made(backend=part) if issubclass(part, HttpBackend) else made(dialect=part)
+def make(part: Any) -> object:
+    return over_http(part, capability=Capability.TEXT, manifest=MANIFEST, dialect=VLLMDialect)
 
 
 MUTANTS = Mutants(Right, make)
@@ -333,7 +325,7 @@ def test_every_rule_has_a_mutant() -> None:
 
 def test_the_right_plugin_keeps_every_rule() -> None:
     class Requirements(Right):
-        plugin = made()
+        plugin = make(HttpBackend)
 
     report = run_suite(Requirements)
     assert report.ok, str(report)
@@ -345,7 +337,7 @@ def test_the_right_plugin_keeps_every_rule() -> None:
 
 def test_a_feature_that_works_and_is_not_declared_is_told() -> None:
     class Requirements(Right):
-        plugin = made(backend=Modest)
+        plugin = make(Modest)
 
     report = run_suite(Requirements, only=["text.seed"])
     (finding,) = report.findings

@@ -20,33 +20,24 @@ import pytest
 from llm_hub.call import Call, Timeouts
 from llm_hub.capabilities import Capability, Feature, ModelInfo, Probe, Rung
 from llm_hub.config import BackendConfig, BuildContext
-from llm_hub.dialect import HttpReply
 from llm_hub.errors import (
     AuthenticationFailed,
     BackendFailed,
-    BackendLoading,
-    BackendOverloaded,
-    BackendUnreachable,
-    ConnectionLost,
     DeadlineExceeded,
     HubError,
-    InvalidRequest,
-    ModelNotFound,
-    ProtocolError,
 )
 from llm_hub.http_backend import HttpBackend
 from llm_hub.manifest import PluginManifest
-from llm_hub.messages import ChatChunk, ChatRequest, ChatResponse, Choice, Message
+from llm_hub.messages import ChatChunk, ChatRequest, ChatResponse, Message
 from llm_hub.openai_dialect import server_root
 from llm_hub.testing import FakeVLLM
 from llm_hub.testing.conformance import (
     common_deadlines,
-    common_failures,
     common_health,
     common_plugin,
     common_resources,
 )
-from llm_hub.testing.conformance.mutants import Mutants, Parts, caught
+from llm_hub.testing.conformance.mutants import Mutants, Parts, caught, over_http
 from llm_hub.testing.text import TextRequirements
 from llm_hub_vllm.dialect import FEATURES, VLLMDialect
 
@@ -65,22 +56,10 @@ def right(config: BackendConfig, context: BuildContext) -> HttpBackend:
 
 
 def make(part: Any) -> object:
-    """A plugin from a dialect, a backend, a function that builds one, or a function that gives a whole plugin."""
-    if not isinstance(part, type):
-        return Parts(Capability.TEXT, MANIFEST, part)
-    if issubclass(part, HttpBackend):
-        return Parts(
-            Capability.TEXT,
-            MANIFEST,
-            lambda config, context: part(VLLMDialect(), config=server_root(config), context=context),
-        )
-    if issubclass(part, VLLMDialect):
-        return Parts(
-            Capability.TEXT,
-            MANIFEST,
-            lambda config, context: HttpBackend(part(), config=server_root(config), context=context),
-        )
-    return part()
+    """A plugin from a dialect, a backend, a function that builds one, or a class that is a whole plugin."""
+    if isinstance(part, type) and not issubclass(part, HttpBackend | VLLMDialect):
+        return part()
+    return over_http(part, capability=Capability.TEXT, manifest=MANIFEST, dialect=VLLMDialect)
 
 
 MUTANTS = Mutants(Right, make)
@@ -223,118 +202,8 @@ class IsNeverReady(HttpBackend):
         return Probe(rung=None, wanted=rung, detail="not yet")
 
 
-# -- failures ---------------------------------------------------------------------------------------------------------
-
-
-class Turns(HttpBackend):
-    """A backend that turns its errors into others."""
-
-    def turned(self, error: HubError) -> HubError:
-        raise NotImplementedError
-
-    def _named(self, error: HubError) -> HubError:
-        return super()._named(error)
-
-    def chat(self, request: ChatRequest, call: Call) -> ChatResponse:
-        try:
-            return super().chat(request, call)
-        except HubError as error:
-            raise self.turned(error) from error
-
-
-def turns(*kinds: type[HubError], into: Callable[[HubError], HubError]) -> type[Turns]:
-    class Turned(Turns):
-        def turned(self, error: HubError) -> HubError:
-            return into(error) if isinstance(error, kinds) else error
-
-    return Turned
-
-
-def failed(error: HubError) -> HubError:
-    return BackendFailed(error.message, backend=error.backend)
-
-
 def variant(name: str, base: type[Any], *rules: str) -> None:
     breaks(*rules)(type(name, (base,), {}))
-
-
-variant("CallsUnreachableFailed", turns(BackendUnreachable, into=failed), "errors.unreachable")
-variant("BlamesTheBackendForTheRequest", turns(InvalidRequest, into=failed), "errors.bad-request")
-variant("CallsUnauthorizedFailed", turns(AuthenticationFailed, into=failed), "errors.unauthorized")
-variant("CallsLoadingFailed", turns(BackendLoading, into=failed), "errors.loading")
-variant("CallsABrokenConnectionFailed", turns(ConnectionLost, into=failed), "errors.lost")
-variant("CallsAPageFailed", turns(ProtocolError, into=failed), "errors.protocol")
-variant("CallsAnUnknownModelInvalid", turns(ModelNotFound, into=failed), "errors.model-not-found")
-variant(
-    "WouldBeRetried",
-    turns(BackendFailed, into=lambda error: ConnectionLost(error.message, backend=error.backend)),
-    "errors.failed",
-)
-variant(
-    "ForgetsRetryAfter",
-    turns(BackendOverloaded, into=lambda error: BackendOverloaded(error.message, backend=error.backend)),
-    "errors.rate-limited",
-)
-variant(
-    "NamesThePlugin",
-    turns(HubError, into=lambda error: type(error)(error.message, backend="acme")),
-    "errors.backend",
-)
-variant(
-    "FollowsRedirects",
-    turns(ProtocolError, into=lambda error: BackendUnreachable("cannot find elsewhere.invalid", backend=error.backend)),
-    "errors.redirect",
-)
-
-
-class Unpicklable(BackendFailed):
-    def __init__(self, *, lock: Any) -> None:
-        super().__init__("it failed")
-        self.lock = lock
-
-
-variant("HoldsALock", turns(HubError, into=lambda error: Unpicklable(lock=threading.Lock())), "errors.pickle")
-
-
-@breaks("errors.too-much")
-class ReadsEverything(HttpBackend):
-    """Gives a whole answer for whatever came."""
-
-    def chat(self, request: ChatRequest, call: Call) -> ChatResponse:
-        try:
-            return super().chat(request, call)
-        except ProtocolError:
-            return ChatResponse(choices=(Choice(message=Message(role="assistant", content="x"), finish_reason="stop"),))
-
-
-@breaks("errors.no-retry")
-class RetriesByItself(HttpBackend):
-    def chat(self, request: ChatRequest, call: Call) -> ChatResponse:
-        try:
-            return super().chat(request, call)
-        except (BackendFailed, BackendOverloaded):
-            return super().chat(request, call)
-
-
-class OwnClient(HttpBackend):
-    """Sends over a client of its own, which keeps one connection and knows no better."""
-
-    def chat(self, request: ChatRequest, call: Call) -> ChatResponse:
-        import http.client
-
-        wire = self.dialect.encode_chat(request, stream=False)
-        client = self.__dict__.setdefault("client", http.client.HTTPConnection(urlsplit(self.origin.url).netloc))
-        try:
-            client.request("POST", wire.path, wire.body, {"content-type": "application/json"})
-            reply = client.getresponse()
-            body = reply.read()
-        except (OSError, http.client.HTTPException) as error:
-            client.close()
-            raise ConnectionLost(str(error), backend=self.config.name) from error
-        return self.dialect.decode_chat(request, HttpReply(reply.status, {}, body))
-
-
-breaks("errors.stale-connection")(OwnClient)
 
 
 # -- deadlines --------------------------------------------------------------------------------------------------------
@@ -550,7 +419,6 @@ def test_every_rule_has_a_mutant() -> None:
     books = [
         common_plugin.RULES,
         common_health.RULES,
-        common_failures.RULES,
         common_deadlines.RULES,
         common_resources.RULES,
     ]

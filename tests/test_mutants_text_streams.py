@@ -24,11 +24,11 @@ from llm_hub.errors import (
 from llm_hub.http_backend import HttpBackend
 from llm_hub.manifest import PluginManifest
 from llm_hub.messages import ChatChunk, ChatRequest, ChatResponse, Usage
-from llm_hub.openai_dialect import OpenAIStreamDecoder, server_root
+from llm_hub.openai_dialect import OpenAIStreamDecoder
 from llm_hub.streams import collect
 from llm_hub.testing import FakeVLLM, TinyModel
-from llm_hub.testing.conformance import run_suite, text_streams
-from llm_hub.testing.conformance.mutants import Mutants, Parts, caught
+from llm_hub.testing.conformance import run_suite, text_giving_up, text_streams
+from llm_hub.testing.conformance.mutants import Mutants, Parts, caught, over_http
 from llm_hub.testing.conformance.report import Outcome
 from llm_hub.testing.model import Prompt, Turn
 from llm_hub.testing.text import TextRequirements
@@ -44,13 +44,8 @@ class Right(TextRequirements):
         return FakeVLLM()
 
 
-def make(part: type[Any]) -> object:
-    def build(config: Any, context: Any) -> HttpBackend:
-        if issubclass(part, HttpBackend):
-            return part(VLLMDialect(), config=server_root(config), context=context)
-        return HttpBackend(part(), config=server_root(config), context=context)
-
-    return Parts(Capability.TEXT, MANIFEST, build)
+def make(part: Any) -> object:
+    return over_http(part, capability=Capability.TEXT, manifest=MANIFEST, dialect=VLLMDialect)
 
 
 MUTANTS = Mutants(Right, make)
@@ -416,7 +411,7 @@ def test_the_rule_that_it_breaks_catches_it(rule: str, name: str, wrong: TextReq
 
 
 def test_every_rule_has_a_mutant() -> None:
-    assert MUTANTS.without([text_streams.RULES]) <= {rule for rule, _, _ in ENGINES.cases}
+    assert MUTANTS.without([text_streams.RULES, text_giving_up.RULES]) <= {rule for rule, _, _ in ENGINES.cases}
 
 
 def test_the_right_engine_keeps_every_rule() -> None:

@@ -24,6 +24,7 @@ from llm_hub.testing.conformance import (
     common_resources,
     text_answers,
     text_features,
+    text_giving_up,
     text_streams,
 )
 from llm_hub.testing.conformance.rules import Suite
@@ -42,6 +43,7 @@ SUITE = Suite(
         text_answers.RULES,
         text_features.RULES,
         text_streams.RULES,
+        text_giving_up.RULES,
         common_failures.RULES,
         common_deadlines.RULES,
         common_resources.RULES,

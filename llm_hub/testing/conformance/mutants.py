@@ -15,7 +15,7 @@ from llm_hub.testing.conformance.requirements import Requirements
 from llm_hub.testing.conformance.rules import RuleBook
 from llm_hub.testing.conformance.running import run_suite
 
-__all__ = ["Mutants", "Parts", "caught"]
+__all__ = ["Mutants", "Parts", "caught", "over_http"]
 
 Build = Callable[[BackendConfig, BuildContext], Any]
 
@@ -71,6 +71,22 @@ _KINDS = {Capability.TEXT: _Text, Capability.EMBEDDING: _Embedding, Capability.V
 def Parts(capability: Capability, manifest: PluginManifest | Callable[[], Any], build: Build) -> object:  # noqa: N802
     """A plugin of one capability, with this manifest (or what gives one at each asking), whose backends `build` makes."""
     return _KINDS[capability](manifest, build)
+
+
+def over_http(part: Any, *, capability: Capability, manifest: PluginManifest, dialect: Callable[[], Any]) -> object:
+    """A plugin over HTTP from one part: a dialect (a class), a backend (a class, for `dialect`), or what builds the backend."""
+    from llm_hub.http_backend import HttpBackend
+    from llm_hub.openai_dialect import server_root
+
+    def build(config: BackendConfig, context: BuildContext) -> Any:
+        if not isinstance(part, type):
+            return part(config, context)
+        whole = issubclass(part, HttpBackend)
+        backend: type[HttpBackend] = part if whole else HttpBackend
+        spoken: Callable[[], Any] = dialect if whole else part
+        return backend(spoken(), config=server_root(config), context=context, capability=capability)
+
+    return Parts(capability, manifest, build)
 
 
 def caught(requirements: Requirements, rule: str, *, patience: float = 1.0) -> Finding:

@@ -34,7 +34,7 @@ class Tier(enum.StrEnum):
     LOADS = "loads"
     """It is found, loads, has sound hooks, and builds a backend without I/O."""
     CONFORMS = "conforms"
-    """It keeps every rule of the suite that applies, with a server of the kit or its own engine."""
+    """It keeps every rule of the suite that applies, with a server of the kit or its own engine; known limits are told with it."""
     VERIFIED_LIVE = "verified live"
     """It keeps every rule that can be checked on a real server."""
 

@@ -14,7 +14,7 @@ from typing import Any
 from llm_hub.capabilities import Feature
 from llm_hub.errors import InvalidRequest, UnsupportedFeature
 from llm_hub.messages import ChatResponse, ImagePart, Message, TextPart
-from llm_hub.testing.conformance import text_streams
+from llm_hub.testing.conformance import text_giving_up, text_streams
 from llm_hub.testing.conformance.bench import Ended
 from llm_hub.testing.conformance.rules import Needs, Rule, RuleBook, expect, not_here
 from llm_hub.testing.conformance.vision_bench import CIRCLE, QUESTION, VisionBench
@@ -44,7 +44,7 @@ def _adopt(rule: Rule[Any]) -> Rule[VisionBench]:
     return replace(rule, check=check)
 
 
-STREAMS.rules.extend(_adopt(rule) for rule in text_streams.RULES)
+STREAMS.rules.extend(_adopt(rule) for book in (text_streams.RULES, text_giving_up.RULES) for rule in book)
 
 
 @RULES.rule(
