@@ -84,4 +84,9 @@ class JsonFormatter(logging.Formatter):
             line["traceback"] = self.formatException(record.exc_info)
         if record.stack_info:
             line["stack"] = self.formatStack(record.stack_info)
-        return msgspec.json.encode(line, enc_hook=str).decode()
+        try:
+            return msgspec.json.encode(line, enc_hook=str).decode()
+        except (TypeError, ValueError, RecursionError):  # a record must never be lost for what somebody put in it
+            import json
+
+            return json.dumps({key: str(value) for key, value in line.items()})

@@ -9,17 +9,19 @@ import os
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from llm_hub import Hub, Settings, hookimpl
 from llm_hub.config import BuildContext
+from llm_hub.discovery import installed
 from llm_hub.errors import ConfigurationError, PluginBlocked, PluginBroken, SettingsError, StreamInterrupted
 from llm_hub.events import AttemptEnded, CallBegan, CallEnded, Event, FailedOver
 from llm_hub.manifest import API_VERSION, PluginManifest
 from llm_hub.observers import Observer, Watch
-from llm_hub.testing import FakeOllama, FakeVLLM, Fault
+from llm_hub.testing import FakeOllama, FakeVLLM, Fault, install_distribution
 
 
 class Notes:
@@ -306,6 +308,48 @@ def test_a_plugin_that_only_observes_is_turned_on_by_name(environ: dict[str, str
     assert len(notes.of(CallEnded)) == 1
     with Hub(Settings.of(observers="audit"), plugins={"audit": Auditor(None)}) as hub:
         assert hub.observing()
+
+
+_OBSERVING = """
+from llm_hub import hookimpl
+from llm_hub.manifest import PluginManifest
+
+told = []
+
+@hookimpl
+def llm_hub_manifest():
+    return PluginManifest(api_version="1.0")
+
+class Observer:
+    def observe(self, event):
+        told.append(event)
+
+@hookimpl
+def llm_hub_observer(context):
+    return Observer()
+"""
+
+
+def test_a_distribution_may_offer_an_observer_alone(
+    environ: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install_distribution(
+        tmp_path,
+        "acme-audit",
+        entry_points={"llm_hub.observer": {"audit": "acme_audit"}},
+        modules={"acme_audit": _OBSERVING},
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (found,) = [one for one in installed() if one.name == "audit"]
+    assert (found.offers, found.unknown_groups, found.capabilities) == (("observer",), (), frozenset())
+    with Hub.from_env({**environ, "LLM_HUB_OBSERVERS": "audit"}) as hub:
+        hub.text().chat("ping")
+        assert hub.observing()
+    import acme_audit  # type: ignore[import-not-found]  # made above
+
+    assert [type(event) for event in acme_audit.told] == [CallBegan, AttemptEnded, CallEnded]
+    with pytest.raises(PluginBlocked):
+        Hub.from_env({**environ, "LLM_HUB_OBSERVERS": "audit", "LLM_HUB_PLUGINS": "ollama"})
 
 
 def test_an_observer_that_was_asked_for_and_cannot_be_had_is_an_error(environ: dict[str, str]) -> None:

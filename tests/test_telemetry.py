@@ -6,6 +6,7 @@ import json
 import logging
 import subprocess
 import sys
+import typing
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -20,7 +21,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 
 from llm_hub import Hub
 from llm_hub.errors import HubError
-from llm_hub.events import BreakerChanged, CallEnded, Retrying, SwitchStep
+from llm_hub.events import BreakerChanged, CallEnded, Event, Retrying, SwitchStep
 from llm_hub.logs import JsonFormatter, LogObserver
 from llm_hub.opentelemetry import OpenTelemetryObserver
 from llm_hub.prometheus import PrometheusObserver
@@ -244,6 +245,19 @@ def test_json_lines_hold_the_fields_and_the_traceback() -> None:
         record.exc_info = sys.exc_info()
     assert "ValueError" in json.loads(JsonFormatter().format(record))["traceback"]
     assert "\n" not in JsonFormatter().format(record)
+
+
+def test_a_record_is_written_whatever_is_in_it() -> None:
+    record = logging.LogRecord("x", logging.INFO, "f.py", 1, "a file \udcff", (), None)
+    record.odd = {("a", 1): 2}
+    line = json.loads(JsonFormatter().format(record))
+    assert (line["message"], line["odd"]) == ("a file \udcff", "{('a', 1): 2}")
+
+
+def test_the_fields_of_events_do_not_clash_with_those_of_log_records() -> None:
+    taken = set(vars(logging.LogRecord("x", 0, "", 0, "", None, None))) | {"message", "asctime"}
+    for kind in typing.get_args(Event):
+        assert not taken & set(kind.__struct_fields__), kind
 
 
 def test_one_record_a_call_is_turned_on_by_a_variable(

@@ -42,11 +42,12 @@ def command(ctx: click.Context, *, backends: tuple[str, ...], timeout: float, as
         from llm_hub.verification import Bench, verify
 
         with Bench(config=given_config(), backends=backends, timeout=timeout) as bench:
-            answers = []
+            answers: list[Answer] = []
+            said: set[str] = set()
             for answer in verify(bench):
                 answers.append(answer)
                 if not as_json:
-                    _show(answer, out)
+                    _show(answer, out, said)
     count = {state: sum(one.answer == state for one in answers) for state in _COLOURS}
     if as_json:
         print_json({**count, "answers": answers})
@@ -57,9 +58,10 @@ def command(ctx: click.Context, *, backends: tuple[str, ...], timeout: float, as
         ctx.exit(1)
 
 
-def _show(answer: Answer, out: TextIO) -> None:
+def _show(answer: Answer, out: TextIO, said: set[str]) -> None:
     click.echo(f"{click.style(answer.answer.ljust(7), fg=_COLOURS[answer.answer])}  {answer.question}", file=out)
     for line in textwrap.wrap(answer.evidence, 100, break_long_words=False, break_on_hyphens=False):
         click.secho(f"         {line}", dim=True, file=out)
-    if answer.next and answer.answer != "yes":
+    if answer.next and answer.answer != "yes" and answer.next not in said:
+        said.add(answer.next)
         click.echo(f"         {click.style('next:', bold=True)} {answer.next}", file=out)

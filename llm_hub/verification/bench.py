@@ -71,6 +71,7 @@ class Bench:
         self._folder = tempfile.TemporaryDirectory(prefix="llm-hub-verify-")
         self._states = 0
         self._tried: dict[Capability, tuple[Tried, ...]] = {}
+        self._undecided: dict[Capability, HubError] = {}
         self._only = backends
         chosen = self.settings(None, **{name: self.environ[name] for name in CHOOSING if self.environ.get(name)})
         for name in backends:
@@ -139,12 +140,19 @@ class Bench:
         """The names of those that answered."""
         return tuple(one.name for one in self.tried(capability) if one.served_by is not None)
 
+    def undecided(self, capability: Capability) -> HubError | None:
+        """Why nothing is chosen for this, if nothing is."""
+        self.tried(capability)
+        return self._undecided.get(capability)
+
     def _try(self, capability: Capability) -> Iterator[Tried]:
         with Hub(self._chosen, registry=self.registry) as hub:
             names = list(self._only)
             if not names:
-                with contextlib.suppress(HubError):
+                try:
                     names.append(hub.explain(capability).backend)
+                except HubError as error:
+                    self._undecided[capability] = error
                 names += [name for name in self._chosen.backends if name not in names]
             for name in names:
                 if not hub.runtime.offers(name, capability):

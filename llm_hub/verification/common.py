@@ -22,9 +22,10 @@ def one(bench: Bench, capability: Capability) -> str:
     tried = bench.tried(capability)
     if tried:
         raise Skip(f"no backend serves {capability}: {tried[0].error}", "llm-hub doctor")
+    error = bench.undecided(capability)
     raise Skip(
-        f"no backend for {capability} is configured",
-        "See docs/reference/settings.md; `llm-hub plugins` lists what is installed.",
+        f"no backend for {capability} is configured" + (f": {error.message}" if error is not None else ""),
+        (error.hint if error is not None else None) or "`llm-hub plugins` lists what is installed.",
     )
 
 
@@ -39,8 +40,7 @@ def two(bench: Bench, capability: Capability) -> tuple[str, str]:
         raise Skip(f"only {first} serves {capability}: {failed[0].error}", "llm-hub doctor")
     raise Skip(
         f"only {first} serves {capability}, and there is no second backend to turn to",
-        f"Configure a second one: [backends.NAME] in llm-hub.toml, or its variables (pip install llm-hub-vllm; "
-        f"export VLLM_BASE_URL=…, if {first} is not vllm)",
+        "Configure a second one: [backends.NAME] in llm-hub.toml, or variables such as VLLM_BASE_URL",
     )
 
 

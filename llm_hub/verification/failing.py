@@ -65,7 +65,7 @@ def provider_down_in_mid_stream(bench: Bench) -> str:
         relay.open()
         pieces: list[str] = []
         try:
-            for chunk in hub.text().stream(COUNT, timeout=bench.timeout):
+            for chunk in hub.text().stream(COUNT, max_tokens=100, timeout=bench.timeout):
                 pieces.append(chunk.text)
                 if len(pieces) == 3:
                     relay.cut()

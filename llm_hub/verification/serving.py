@@ -15,7 +15,7 @@ from llm_hub.verification.questions import Skip, expect, question
 
 __all__ = ["concurrency", "embeddings", "langchain_objects", "streaming", "vision"]
 
-_AT_ONCE = 8
+_AT_ONCE = 4
 
 
 @question("Streaming: do the pieces make the whole, in threads and in event loops?")
@@ -24,12 +24,12 @@ def streaming(bench: Bench) -> str:
     name = one(bench, Capability.TEXT)
 
     with bench.hub(LLM_TEXT_PROVIDER=name) as hub:
-        stream = hub.text().stream(COUNT, max_tokens=80, timeout=bench.timeout)
+        stream = hub.text().stream(COUNT, max_tokens=24, timeout=bench.timeout)
         pieces = [chunk.text for chunk in stream]
         response = stream.response
 
         async def in_a_loop() -> tuple[int, str, str]:
-            stream = hub.text().astream(COUNT, max_tokens=80, timeout=bench.timeout)
+            stream = hub.text().astream(COUNT, max_tokens=24, timeout=bench.timeout)
             pieces = [chunk.text async for chunk in stream]
             return len(pieces), "".join(pieces), stream.response.text
 
@@ -67,7 +67,7 @@ def vision(bench: Bench) -> str:
     name = one(bench, Capability.VISION)
     with bench.hub(LLM_VISION_PROVIDER=name) as hub:
         picture = draw("red", "circle", "white")
-        answer = hub.vision().describe(picture, "What is in this picture?", max_tokens=80, timeout=bench.timeout)
+        answer = hub.vision().describe(picture, "What is in this picture?", max_tokens=40, timeout=bench.timeout)
     expect(seen=f"{by(answer.served_by)} said nothing", holds=bool(answer.text.strip()))
     text = " ".join(answer.text.split())
     return f"{by(answer.served_by)}: {text if len(text) <= 80 else text[:80] + '…'}"
@@ -84,10 +84,10 @@ def concurrency(bench: Bench) -> str:
 
         def in_a_thread(number: int) -> bool:
             together.wait(10)
-            return bool(text.chat(f"Say the number {number}.", max_tokens=16, timeout=bench.timeout).choices)
+            return bool(text.chat(f"Say the number {number}.", max_tokens=8, timeout=bench.timeout).choices)
 
         async def in_a_task(number: int) -> bool:
-            return bool((await text.achat(f"Say the number {number}.", max_tokens=16, timeout=bench.timeout)).choices)
+            return bool((await text.achat(f"Say the number {number}.", max_tokens=8, timeout=bench.timeout)).choices)
 
         async def tasks() -> list[bool]:
             return await asyncio.gather(*map(in_a_task, range(_AT_ONCE)))
@@ -110,7 +110,7 @@ def langchain_objects(bench: Bench) -> str:
         raise Skip(f"LangChain is not installed ({error.name})", "pip install 'llm-hub-core[langchain]'") from error
     name = one(bench, Capability.TEXT)
     with bench.hub(LLM_TEXT_PROVIDER=name) as hub:
-        text = HubLLM(hub, max_tokens=16).invoke("ping")
-        message = HubChatModel(hub, max_tokens=16).invoke("ping")
+        text = HubLLM(hub, max_tokens=8).invoke("ping")
+        message = HubChatModel(hub, max_tokens=8).invoke("ping")
     expect(seen=f"they answer {text!r} and {message.content!r}", holds=bool(text and message.content))
     return f"HubLLM and HubChatModel answer by {name}"

@@ -109,7 +109,7 @@ def does_a_stream_survive_a_switch(bench: Bench) -> str:
     """A switch in the middle of it takes nothing from it."""
     first, second = two(bench, Capability.TEXT)
     with bench.hub(LLM_TEXT_PROVIDER=first) as hub:
-        with hub.text().stream(COUNT, timeout=bench.timeout) as stream:
+        with hub.text().stream(COUNT, max_tokens=100, timeout=bench.timeout) as stream:
             pieces = [next(stream).text]
             switched = hub.use(text=second)
             pieces += [chunk.text for chunk in stream]

@@ -120,7 +120,7 @@ def test_is_a_switch_to_a_dead_provider_refused(answer: Answer) -> None:
 
 
 def test_streaming(answer: Answer) -> None:
-    assert answer.evidence == "61 and 61 pieces by ollama/hub-test-vlm, stop"
+    assert answer.evidence == "25 and 25 pieces by ollama/hub-test-vlm, length"
 
 
 def test_embeddings(answer: Answer) -> None:
@@ -132,7 +132,7 @@ def test_vision(answer: Answer) -> None:
 
 
 def test_concurrency(answer: Answer) -> None:
-    assert answer.evidence.startswith("16 of 16 calls")
+    assert answer.evidence.startswith("8 of 8 calls")
 
 
 def test_langchain_objects(answer: Answer) -> None:
