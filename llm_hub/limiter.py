@@ -59,10 +59,12 @@ class Limiter:
             if not self._waiting and len(self._inside) < self.places:
                 self._inside.add(id(waiter))
                 return True
-            if len(self._waiting) >= self.queue:
-                raise QueueFull
-            self._waiting.append(waiter)
-        self._serve()
+            full = len(self._waiting) >= self.queue
+            if not full:
+                self._waiting.append(waiter)
+        self._serve()  # for those who left while the lock was held
+        if full:
+            raise QueueFull
         return False
 
     def leave(self, waiter: Waiter) -> None:

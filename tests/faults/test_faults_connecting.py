@@ -111,7 +111,7 @@ def test_row_04_embedding_is_always_repeated(whole: Any) -> None:
 
 def test_row_05_a_hang_before_the_headers_ends_at_the_deadline_upstream_too(rig: Any) -> None:
     stuck, up = rig.server(), rig.server()
-    hub = rig.hub(stuck, up)
+    hub = rig.hub(stuck, up, timeouts=Timeouts(first_token=0.15, whole=0.15))
     stuck.fault(Fault.HANG_BEFORE_HEADERS, path=rig.path)
     response = rig.ask(hub)
     assert response.served_by.backend == "b1"

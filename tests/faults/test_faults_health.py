@@ -31,8 +31,8 @@ def test_row_15_a_dead_engine_behind_a_living_api_is_found_by_the_highest_rung(w
     assert not _generates(whole, hub, Rung.GENERATING)
 
 
-def test_row_15_a_dead_engine_is_ejected_in_passing_and_comes_back_by_a_probe(rig: Any) -> None:
-    ill, other = rig.server(), rig.server()
+def test_row_15_a_dead_engine_is_ejected_in_passing_and_comes_back_by_a_probe(whole: Any) -> None:
+    rig, ill, other = whole, whole.server(), whole.server()
     hub = rig.hub(ill, other)
     ill.fault(Fault.ENGINE_DEAD, health=200)
     assert rig.ask(hub).served_by.backend == "b1"
