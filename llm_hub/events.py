@@ -48,25 +48,31 @@ class _Event(msgspec.Struct, frozen=True, kw_only=True):
         return type(self).__name__
 
 
-class CallBegan(_Event, frozen=True, kw_only=True):
+class _OfCall(_Event, frozen=True, kw_only=True):
+    """What is told for each call. `epoch` is the one that it has leased."""
+
+    frequent: ClassVar[bool] = True
+
+    request_id: str
+    capability: str
+    operation: Operation
+    epoch: int
+
+
+class CallBegan(_OfCall, frozen=True, kw_only=True):
     """A call has taken its lease. `model` and `backend` are what the caller named, None where the rules choose.
 
     A stream begins when its first chunk is asked for.
     """
 
     level: ClassVar[int] = logging.DEBUG
-    frequent: ClassVar[bool] = True
 
-    request_id: str
-    capability: str
-    operation: Operation
     streamed: bool = False
     backend: str | None = None
     model: str | None = None
-    epoch: int
 
 
-class AttemptEnded(_Event, frozen=True, kw_only=True):
+class AttemptEnded(_OfCall, frozen=True, kw_only=True):
     """A backend has answered or failed. For a stream: it has produced its first content, or failed before.
 
     `attempt` counts all attempts of the call from 1, over all backends. `error` is the name of the error's class,
@@ -74,15 +80,10 @@ class AttemptEnded(_Event, frozen=True, kw_only=True):
     """
 
     level: ClassVar[int] = logging.DEBUG
-    frequent: ClassVar[bool] = True
 
-    request_id: str
-    capability: str
-    operation: Operation
     backend: str
     plugin: str
     model: str | None
-    epoch: int
     attempt: int
     outcome: Outcome
     error: str | None = None
@@ -90,7 +91,7 @@ class AttemptEnded(_Event, frozen=True, kw_only=True):
     seconds: float
 
 
-class CallEnded(_Event, frozen=True, kw_only=True):
+class CallEnded(_OfCall, frozen=True, kw_only=True):
     """The one outcome of a call. `backend`, `plugin`, `model` are those that served, or that the error names.
 
     `seconds` from the call's begin to its end, `first_chunk` to the first content of a stream. `response_model` and
@@ -98,17 +99,10 @@ class CallEnded(_Event, frozen=True, kw_only=True):
     address where it has none.
     """
 
-    level: ClassVar[int] = logging.INFO
-    frequent: ClassVar[bool] = True
-
-    request_id: str
-    capability: str
-    operation: Operation
     streamed: bool = False
     backend: str | None = None
     plugin: str | None = None
     model: str | None = None
-    epoch: int
     attempts: int = 0
     fallback: bool = False
     outcome: Outcome
@@ -131,45 +125,46 @@ class CallEnded(_Event, frozen=True, kw_only=True):
         return f"{self.capability} {self.operation} {how} {self.backend or 'no backend'} after {self.seconds:.3f} s"
 
 
-class Retrying(_Event, frozen=True, kw_only=True):
+class _Failed(_Event, frozen=True, kw_only=True):
+    """An attempt of a call at `backend` came to `error`, the name of the error's class; `reason` is what it says."""
+
+    level: ClassVar[int] = logging.WARNING
+
+    request_id: str
+    capability: str
+    backend: str
+    model: str | None = None
+    epoch: int | None = None
+    error: str
+    reason: str = ""
+
+    @property
+    def why(self) -> str:
+        """What happened, in words."""
+        return self.reason or f"{self.backend}: {self.error}"
+
+
+class Retrying(_Failed, frozen=True, kw_only=True):
     """The same backend will be asked again in `delay` seconds, because of `error`. `attempt` is the one that failed."""
 
-    level: ClassVar[int] = logging.WARNING
-
-    request_id: str
-    capability: str
-    backend: str
-    model: str | None = None
-    epoch: int | None = None
     attempt: int
     delay: float
-    error: str
-    reason: str = ""
 
     @property
     def sentence(self) -> str:
         """For the log."""
-        return f"{self.reason or f'{self.backend}: {self.error}'}; trying it again in {self.delay:.2f} s"
+        return f"{self.why}; trying it again in {self.delay:.2f} s"
 
 
-class FailedOver(_Event, frozen=True, kw_only=True):
+class FailedOver(_Failed, frozen=True, kw_only=True):
     """`backend` failed with `error` (or was passed over: its breaker is open), and the next of the route is tried."""
 
-    level: ClassVar[int] = logging.WARNING
-
-    request_id: str
-    capability: str
-    backend: str
     to: str
-    model: str | None = None
-    epoch: int | None = None
-    error: str
-    reason: str = ""
 
     @property
     def sentence(self) -> str:
         """For the log."""
-        return f"{self.reason or f'{self.backend}: {self.error}'}; falling back to {self.to}"
+        return f"{self.why}; falling back to {self.to}"
 
 
 class BreakerChanged(_Event, frozen=True, kw_only=True):

@@ -81,20 +81,15 @@ class _Metrics:
         def counter(name: str, meaning: str, *labels: str) -> Counter:
             return Counter(f"llm_hub_{name}", meaning, labels, registry=registry)
 
+        def seconds(name: str, meaning: str) -> Histogram:
+            return Histogram(f"llm_hub_{name}_seconds", meaning, call, buckets=_SECONDS, registry=registry)
+
         call = ("capability", "operation", "backend", "model")
         self._models: set[str] = set()
         self.begun = counter("calls_begun", "Calls that began.", "capability", "operation")
         self.calls = counter("calls", "Calls that ended, by their outcome.", *call, "outcome", "error")
-        self.seconds = Histogram(
-            "llm_hub_call_seconds", "From the begin of a call to its end.", call, buckets=_SECONDS, registry=registry
-        )
-        self.first_chunk = Histogram(
-            "llm_hub_first_chunk_seconds",
-            "From the begin of a streamed call to its first content.",
-            call,
-            buckets=_SECONDS,
-            registry=registry,
-        )
+        self.seconds = seconds("call", "From the begin of a call to its end.")
+        self.first_chunk = seconds("first_chunk", "From the begin of a streamed call to its first content.")
         self.tokens = counter("tokens", "Tokens, as the backends count them.", *call, "type")
         self.attempts = counter(
             "attempts", "Attempts at backends, by outcome.", "capability", "backend", "outcome", "error"
