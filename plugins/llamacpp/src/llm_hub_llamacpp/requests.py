@@ -16,7 +16,7 @@ from llm_hub.openai_encoding import to_json
 from llm_hub_llamacpp.schemas import check_grammar, check_schema, check_sound
 from llm_hub_llamacpp.settings import LlamaCppSettings, Profile
 
-__all__ = ["FEATURES", "OPTIONS", "encode", "put_grammar", "thinking"]
+__all__ = ["FEATURES", "OPTIONS", "check_request", "encode", "put_grammar", "thinking", "with_system"]
 
 FEATURES = frozenset(
     {
@@ -73,7 +73,7 @@ OPTIONS = frozenset(
 def encode(request: ChatRequest, settings: LlamaCppSettings, profile: Profile, header: Header) -> bytes:
     """The body of a streamed chat completion. Raises InvalidRequest, UnsupportedFeature."""
     _check(request, settings, header)
-    request = _with_choice_of_tools(_with_system(request, profile))
+    request = _with_choice_of_tools(with_system(request, profile))
     body = encode_body(request, stream=True, reasoning_field="reasoning_content")
     body.pop("model", None)
     if request.temperature is None and profile.temperature is not None:
@@ -89,8 +89,8 @@ def encode(request: ChatRequest, settings: LlamaCppSettings, profile: Profile, h
     return to_json(body)
 
 
-def _check(request: ChatRequest, settings: LlamaCppSettings, header: Header) -> None:
-    """Raise for what llama.cpp would leave out in silence."""
+def check_request(request: ChatRequest, settings: LlamaCppSettings) -> None:
+    """Raise for what llama.cpp would leave out in silence, whatever the model. Raises InvalidRequest, UnsupportedFeature."""
     unknown = sorted(set(request.options) - OPTIONS)
     if unknown:
         raise InvalidRequest(
@@ -101,30 +101,35 @@ def _check(request: ChatRequest, settings: LlamaCppSettings, header: Header) -> 
             f"n is {request.n}, and the backend gives at most {settings.n_parallel} answers at once",
             hint=f"Ask for fewer, or set n_parallel = {request.n} for the backend.",
         )
+    form = request.response_format
     if request.tools and request.tool_choice != "none":
-        if not header.knows_tools:
-            raise UnsupportedFeature(
-                "its model knows no tools: its chat template has no place for them",
-                features=("tools",),
-                hint="Choose a model that was trained to call tools.",
-            )
         if request.parallel_tool_calls is False and request.tool_choice in (None, "auto"):
             raise UnsupportedFeature(
                 "it cannot keep the model to one call at a time",
                 features=("parallel_tool_calls",),
                 hint="Leave it out and take the first call, or require a call with tool_choice.",
             )
-        if request.response_format is not None:
+        if form is not None:
             raise UnsupportedFeature(
                 "it cannot offer tools and prescribe the form of the answer at once: the model could call none",
-                features=("tools", request.response_format.type),
+                features=("tools", form.type),
                 hint="Leave one of them out, or ask twice.",
             )
     for tool in request.tools:
         check_sound(tool.parameters)
-    form = request.response_format
     if form is not None and form.schema is not None:
         (check_sound if form.strict is False else check_schema)(form.schema)
+
+
+def _check(request: ChatRequest, settings: LlamaCppSettings, header: Header) -> None:
+    """`check_request`, and what this model's chat template has no place for."""
+    if request.tools and request.tool_choice != "none" and not header.knows_tools:
+        raise UnsupportedFeature(
+            "its model knows no tools: its chat template has no place for them",
+            features=("tools",),
+            hint="Choose a model that was trained to call tools.",
+        )
+    check_request(request, settings)
     if request.reasoning:
         effort = request.reasoning is not True
         if not (header.knows_effort if effort else header.knows_thinking):
@@ -136,7 +141,8 @@ def _check(request: ChatRequest, settings: LlamaCppSettings, header: Header) -> 
             )
 
 
-def _with_system(request: ChatRequest, profile: Profile) -> ChatRequest:
+def with_system(request: ChatRequest, profile: Profile) -> ChatRequest:
+    """The request with the profile's system prompt, if it has no system message of its own."""
     if not profile.system_prompt or not request.messages or any(each.role == "system" for each in request.messages):
         return request
     system = Message(role="system", content=profile.system_prompt)

@@ -8,11 +8,10 @@ import msgspec
 
 from llm_hub.capabilities import Capability, Feature
 from llm_hub.dialect import HttpReply
-from llm_hub.errors import BackendLoading, InvalidRequest, UnsupportedFeature
-from llm_hub.messages import ChatRequest, Message
+from llm_hub.errors import BackendLoading
+from llm_hub.messages import ChatRequest
 from llm_hub.openai_dialect import OpenAIDialect
-from llm_hub_llamacpp.requests import FEATURES, OPTIONS, put_grammar, thinking
-from llm_hub_llamacpp.schemas import check_schema, check_sound
+from llm_hub_llamacpp.requests import FEATURES, check_request, put_grammar, thinking, with_system
 from llm_hub_llamacpp.settings import PROFILES, LlamaCppSettings, Profile
 
 __all__ = ["ServerDialect"]
@@ -35,6 +34,7 @@ class ServerDialect(OpenAIDialect):
             install_model="python -m llm_hub_llamacpp --model {model}",
             capability=capability,
         )
+        self.settings = settings
         self.profile = PROFILES.get(model or "", Profile())
         if settings.system_prompt is not None:
             self.profile = msgspec.structs.replace(self.profile, system_prompt=settings.system_prompt)
@@ -42,27 +42,9 @@ class ServerDialect(OpenAIDialect):
             self.profile = msgspec.structs.replace(self.profile, temperature=settings.temperature)
 
     def encode_body(self, request: ChatRequest, *, stream: bool = False) -> dict[str, Any]:
-        unknown = sorted(set(request.options) - OPTIONS)
-        if unknown:
-            raise InvalidRequest(
-                f"llama.cpp has no option {', '.join(map(repr, unknown))}",
-                hint=f"It has: {', '.join(sorted(OPTIONS))}.",
-            )
+        check_request(request, self.settings)
         form = request.response_format
-        if request.tools and form is not None:
-            raise UnsupportedFeature(
-                "it cannot offer tools and prescribe the form of the answer at once: the model could call none",
-                features=("tools", form.type),
-                hint="Leave one of them out, or ask twice.",
-            )
-        if form is not None and form.schema is not None:
-            (check_sound if form.strict is False else check_schema)(form.schema)
-        for tool in request.tools:
-            check_sound(tool.parameters)
-        system = self.profile.system_prompt
-        if system and not any(each.role == "system" for each in request.messages):
-            messages = (Message(role="system", content=system), *request.messages)
-            request = msgspec.structs.replace(request, messages=messages)
+        request = with_system(request, self.profile)
         body = super().encode_body(request, stream=stream)
         for name in ("temperature", "max_tokens"):
             value = getattr(self.profile, name)
