@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from llm_hub.testing.exchange import Script as Script
     from llm_hub.testing.faults import ActiveFault as ActiveFault
     from llm_hub.testing.faults import Fault as Fault
-    from llm_hub.testing.imports import HEAVY as HEAVY
     from llm_hub.testing.imports import ImportBudget as ImportBudget
     from llm_hub.testing.imports import import_report as import_report
     from llm_hub.testing.live import FakeModel as FakeModel
@@ -53,7 +52,6 @@ _HOME = {
     "FakeVLLM": "vllm",
     "Fault": "faults",
     "Generation": "model",
-    "HEAVY": "imports",
     "Hang": "exchange",
     "ImportBudget": "imports",
     "Pause": "exchange",
@@ -83,7 +81,6 @@ _HOME = {
 }
 
 __all__ = [
-    "HEAVY",
     "ActiveFault",
     "Called",
     "Close",

@@ -56,7 +56,7 @@ class Requirements:
 
     heavy_imports: tuple[str, ...] = ()
     """Modules (with what is under them) that importing the plugin's module must not load, beside those that no plugin may
-    (`llm_hub.testing.HEAVY`)."""
+    (`llm_hub.testing.imports.HEAVY`)."""
 
     allowed_imports: tuple[str, ...] = ()
     """Of the modules that no plugin may load when it is imported, those that this one must."""
