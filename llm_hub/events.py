@@ -170,14 +170,17 @@ class FailedOver(_Failed, frozen=True, kw_only=True):
 class BreakerChanged(_Event, frozen=True, kw_only=True):
     """The breaker of a backend: "open" keeps calls away for `seconds`, "half-open" lets one probe through, "closed" all."""
 
-    level: ClassVar[int] = logging.WARNING
-
     backend: str
     state: Literal["closed", "open", "half-open"]
     before: Literal["closed", "open", "half-open"] | None = None
     seconds: float | None = None
     error: str | None = None
     reason: str = ""
+
+    @property
+    def level(self) -> int:  # type: ignore[override]  # one of its states is a warning
+        """That of the log record."""
+        return logging.WARNING if self.state == "open" else logging.INFO
 
     @property
     def sentence(self) -> str:
@@ -230,6 +233,8 @@ class SwitchStep(_Event, frozen=True, kw_only=True):
     @property
     def sentence(self) -> str:
         """For the log."""
+        if self.step == "drained":
+            return f"epoch {self.epoch} is drained: no call is left on it"
         what = ", ".join(f"{capability}={name}" for capability, name in self.routes.items())
         epoch = f" (epoch {self.epoch})" if self.epoch is not None else ""
         return f"{self.action} {what}{' ' if what else ''}{self.step}{epoch}{f': {self.reason}' if self.reason else ''}"

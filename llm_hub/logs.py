@@ -34,7 +34,7 @@ FIELDS = (
 def fields_of(event: Event) -> dict[str, Any]:
     """An event as `extra` of a log record: its fields that say something, and `event`, its class's name."""
     fields = {
-        name: value
+        name: round(value, 6) if value.__class__ is float else value
         for name, value in msgspec.structs.asdict(event).items()
         if name != "at" and value is not None and value not in ("", (), {})
     }

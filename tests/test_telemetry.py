@@ -260,6 +260,13 @@ def test_the_fields_of_events_do_not_clash_with_those_of_log_records() -> None:
         assert not taken & set(kind.__struct_fields__), kind
 
 
+def test_the_log_warns_of_a_breaker_that_opens_and_tells_of_one_that_closes() -> None:
+    opened, closed = BreakerChanged(backend="b", state="open", seconds=1.0), BreakerChanged(backend="b", state="closed")
+    assert (opened.level, closed.level) == (logging.WARNING, logging.INFO)
+    assert (opened.sentence, closed.sentence) == ("the breaker of b is open for 1.0 s", "the breaker of b is closed")
+    assert SwitchStep(step="drained", epoch=3).sentence == "epoch 3 is drained: no call is left on it"
+
+
 def test_one_record_a_call_is_turned_on_by_a_variable(
     environ: dict[str, str], caplog: pytest.LogCaptureFixture
 ) -> None:
