@@ -44,7 +44,7 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
     settled: float = 60.0
     every: float = 5.0
     answer: float = 5.0
-    misses: int = 12
+    misses: int = 6
     check: float = 60.0
 
     def delay(self, failures: int) -> float:
