@@ -11,7 +11,7 @@ import pytest
 
 from llm_hub.capabilities import Capability, Feature
 from llm_hub.dialect import HttpReply, HttpRequest
-from llm_hub.errors import ContextOverflow, HubError, InvalidRequest, ModelNotFound
+from llm_hub.errors import BackendLoading, ContextOverflow, HubError, InvalidRequest, ModelNotFound
 from llm_hub.http_backend import HttpBackend
 from llm_hub.manifest import PluginManifest
 from llm_hub.messages import ChatRequest, ChatResponse, Message, Usage
@@ -160,6 +160,13 @@ class TakesAnUnknownModelForABadRequest(VLLMDialect):
     def error(self, reply: HttpReply, *, model: str | None = None) -> HubError:
         error = super().error(reply, model=model)
         return InvalidRequest(error.message) if isinstance(error, ModelNotFound) else error
+
+
+@breaks("loading")
+class FailsWhileItLoads(VLLMDialect):
+    def error(self, reply: HttpReply, *, model: str | None = None) -> HubError:
+        error = super().error(reply, model=model)
+        return InvalidRequest(error.message) if isinstance(error, BackendLoading) else error
 
 
 @breaks("at-once.not-mixed")

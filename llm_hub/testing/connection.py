@@ -89,7 +89,7 @@ class Connection(asyncio.Protocol):
     def abort(self, *, reset: bool = False) -> None:
         """Close now; with `reset` so that the client gets RST."""
         self._ended = True
-        if self._transport is None:
+        if self._transport is None or self.lost.is_set():  # asyncio does not bear it once the socket is closed
             return
         sock: socket.socket | None = self._transport.get_extra_info("socket")
         if reset and sock is not None:

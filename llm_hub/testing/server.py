@@ -54,7 +54,7 @@ class FakeServer:
         self.form = form or WireForm()
         self._handler = handler
         self._port = port
-        self._send_buffer = send_buffer
+        self.send_buffer = send_buffer
         self._socket: socket.socket | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
@@ -280,8 +280,8 @@ class FakeServer:
         sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
         try:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            if self._send_buffer is not None:  # inherited by the connections
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, self._send_buffer)
+            if self.send_buffer is not None:  # inherited by the connections
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, self.send_buffer)
             sock.settimeout(0)
             sock.bind(("127.0.0.1", self._port))
         except BaseException:

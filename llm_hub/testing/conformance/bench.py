@@ -147,6 +147,8 @@ class Bench(Generic[R]):
         if self.live is None:
             self.server = self.requirements.server()
             if self.server is not None:
+                if self.server.send_buffer is None:  # small, so that a reader who has stopped is felt soon
+                    self.server.send_buffer = 65536
                 self.server.start()
         try:
             self._hub = self.open_hub()

@@ -7,11 +7,12 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from llm_hub.errors import ContextOverflow, ModelNotFound, UnsupportedFeature
+from llm_hub.errors import ContextOverflow, DeadlineExceeded, ModelNotFound, UnsupportedFeature
 from llm_hub.messages import ChatResponse, Message
 from llm_hub.testing.conformance.bench import Ended, patience
 from llm_hub.testing.conformance.rules import Needs, RuleBook, expect, not_here
 from llm_hub.testing.conformance.text_bench import TextBench
+from llm_hub.testing.faults import Fault
 
 __all__ = ["RULES"]
 
@@ -244,6 +245,26 @@ def unknown_model(bench: TextBench) -> None:
     error = ended.raised(ModelNotFound)
     expect(error.available, f"{ended}: it does not tell which models there are")
     expect(error.backend == "the-backend", f"{ended}: its backend is {error.backend!r}")
+
+
+@RULES.rule(
+    "loading",
+    "By way of the hub a call waits while the server loads its model, and gives up at the load deadline.",
+    remedy="Raise BackendLoading for what the server says meanwhile (503), and for nothing else: the hub waits, and asks again.",
+    needs=Needs.SERVER,
+)
+def loading(bench: TextBench) -> None:
+    """For a while, then for ever."""
+    with bench.another(timeouts={"load": 5.0}) as fresh, fresh.faulty(Fault.LOADING, seconds=0.2):
+        ended = Ended(lambda: fresh.hub_ask("chat", bench.requirements.short), "the hub, while the server loads,")
+        expect(ended.given().text, f"{ended}")
+    with bench.another(timeouts={"load": 0.4}) as fresh, fresh.faulty(Fault.LOADING):
+        ended = Ended(
+            lambda: fresh.hub_ask("achat", bench.requirements.short), "the hub, while the server loads for ever,"
+        )
+        error = ended.raised(DeadlineExceeded)
+        expect(error.stage == "load", f"{ended}: the stage is {error.stage!r}")
+        expect(ended.seconds < 2.0, f"{ended}, but only after {ended.seconds:.1f} s")
 
 
 # -- what is sent -----------------------------------------------------------------------------------------------------

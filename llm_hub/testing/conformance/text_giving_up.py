@@ -22,6 +22,8 @@ __all__ = ["RULES"]
 
 RULES: RuleBook[TextBench] = RuleBook()
 
+_MUCH = 8_000_000  # bytes that no buffer of a connection holds
+
 
 @RULES.rule(
     "stream.cancelled",
@@ -134,15 +136,15 @@ def back_pressure(bench: TextBench) -> None:
 
 
 def _sent_while_paused(bench: TextBench, way: str) -> list[int]:
-    """What the server had sent, at some times after the reader had paused: until it no longer grows, or 2 s have passed."""
+    """What the server had sent, at some times after the reader had paused: until it no longer grows, or 5 s have passed."""
     request = bench.request(bench.requirements.long)
     count = len(bench.fake.requests)
 
     def watched() -> list[int]:
         log = [one for one in bench.fake.requests[count:] if one.fault is not None][-1]
         sent = [0, log.bytes_sent]
-        deadline = time.monotonic() + 2.0
-        while sent[-1] != sent[-2] and time.monotonic() < deadline:
+        deadline = time.monotonic() + 5.0
+        while sent[-1] != sent[-2] and sent[-1] < _MUCH and time.monotonic() < deadline:
             time.sleep(0.15)
             sent.append(log.bytes_sent)
         return sent

@@ -177,28 +177,30 @@ def _broken(bench: TextBench, fault: Fault, **options: Any) -> None:
 
 
 def _by_hub(bench: TextBench, way: str) -> tuple[str, BaseException | None]:
-    """The text that came by way of the hub, and the error in the end."""
+    """The text that came by way of a hub of its own (which remembers no failure), and the error in the end."""
     texts: list[str] = []
-    handle = bench.handle
-    if way == "stream":
-        try:
-            with handle.stream(bench.requirements.long, timeout=20) as stream:
-                texts.extend(chunk.text for chunk in stream)
-        except BackendError as error:
-            return "".join(texts) or getattr(error, "partial", ""), error
-        return "".join(texts), None
+    with bench.open_hub() as hub:
+        handle = hub.conversation(bench.capability)
+        error: BaseException | None = None
+        if way == "stream":
+            try:
+                with handle.stream(bench.requirements.long, timeout=20) as stream:
+                    texts.extend(chunk.text for chunk in stream)
+            except BackendError as caught:
+                error = caught
+        else:
 
-    async def read() -> BaseException | None:
-        try:
-            async with handle.astream(bench.requirements.long, timeout=20) as stream:
-                async for chunk in stream:
-                    texts.append(chunk.text)  # noqa: PERF401 - what came before an error is kept
-        except BackendError as error:
-            return error
-        return None
+            async def read() -> BaseException | None:
+                try:
+                    async with handle.astream(bench.requirements.long, timeout=20) as stream:
+                        async for chunk in stream:
+                            texts.append(chunk.text)  # noqa: PERF401 - what came before an error is kept
+                except BackendError as caught:
+                    return caught
+                return None
 
-    broken = bench.run(read())
-    return "".join(texts) or getattr(broken, "partial", ""), broken
+            error = bench.run(read())
+    return "".join(texts) or getattr(error, "partial", ""), error
 
 
 @RULES.rule(
