@@ -108,6 +108,13 @@ class Process:
         """Kill it, with all that it started. Returns at once."""
         self._command("kill")
 
+    def end(self, timeout: float) -> None:
+        """Wait until it has ended; after `timeout` seconds make sure of it, even if its guardian does not answer."""
+        if not self.wait(timeout):
+            with contextlib.suppress(OSError):
+                os.kill(self._guardian.pid, signal.SIGKILL)  # the kernel kills the backend, `sweep` what is left
+            self.wait(10)
+
     def _command(self, text: str) -> None:
         with contextlib.suppress(OSError, ValueError):  # it has ended
             assert self._guardian.stdin is not None

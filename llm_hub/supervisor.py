@@ -206,7 +206,7 @@ class _Keeper:
         except Exception as error:  # noqa: BLE001 - the others go on; it is told, and the command ends with 1
             if self._process is not None:
                 self._process.kill()
-                self._process.wait(10)
+                self._process.end(10)
             self._become("failed", f"the supervisor failed: {type(error).__name__}: {error}")
 
     def _once(self) -> bool:
@@ -233,7 +233,7 @@ class _Keeper:
         self._failures = 1 if served else self._failures + 1
         if not process.wait(0):
             process.kill()
-            process.wait(10)
+            process.end(10)
         return self._again(why)
 
     def _begin(self) -> Process:
@@ -257,6 +257,8 @@ class _Keeper:
         while not process.wait(0.1) and time.monotonic() < until:
             if self._supervisor._hurry.is_set():
                 process.kill()
+                until = min(until, time.monotonic() + 5)
+        process.end(0)
         self._change(pid=0, began=None, guardian=0)
 
     # -- how it is ----------------------------------------------------------------------------------------------------

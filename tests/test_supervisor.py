@@ -345,6 +345,17 @@ def test_children_that_leave_the_group_end_with_the_process(tmp_path: Path) -> N
     assert sweep(process.mark) == 0
 
 
+def test_it_ends_even_if_its_guardian_does_not_answer(tmp_path: Path) -> None:
+    process = shell("setsid sleep 981 & sleep 980 & wait", tmp_path / "log")
+    wait_for(lambda: children_of(process.pid) == 2)
+    os.kill(process.guardian, signal.SIGSTOP)
+    process.stop(0)
+    process.end(0.1)
+    assert process.code == -signal.SIGKILL
+    assert started_at(process.pid) is None
+    assert sweep(process.mark) == 0
+
+
 def test_the_log_is_bounded(tmp_path: Path) -> None:
     log = tmp_path / "log"
     for _ in range(4):
