@@ -130,7 +130,8 @@ class Rejected(msgspec.Struct, frozen=True):
 class Decision(msgspec.Struct, frozen=True, kw_only=True):
     """What serves, by which rule, and why nothing else does.
 
-    `fallbacks` are the declared alternatives that can serve, in order. `warnings` are for the operator.
+    `fallbacks` are the declared alternatives that can serve, in order. `warnings` are for the operator. `gpus` are those
+    that the backend is assigned to, as they are written: whether they are there is not looked at.
     """
 
     capability: Capability
@@ -143,6 +144,7 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
     rejected: tuple[Rejected, ...] = ()
     fallbacks: tuple[Target, ...] = ()
     warnings: tuple[str, ...] = ()
+    gpus: tuple[int | str, ...] = ()
 
     @property
     def rule_text(self) -> str:
@@ -196,9 +198,14 @@ def select(
     NoBackend when nothing that may be chosen can serve, and the candidate's own `problem`.
     """
     health = health or {}
-    for named in _named_by_rules(ask, candidates, environment, assignment, switch):
-        return _decide(ask, candidates, environment, named)
-    return _default(ask, candidates, environment, health)
+    named = next(_named_by_rules(ask, candidates, environment, assignment, switch), None)
+    decision = (
+        _decide(ask, candidates, environment, named)
+        if named is not None
+        else _default(ask, candidates, environment, health)
+    )
+    gpus = next((entry.gpus for entry in assignment if entry.backend == decision.backend), ())
+    return msgspec.structs.replace(decision, gpus=gpus) if gpus else decision
 
 
 def _named_by_rules(

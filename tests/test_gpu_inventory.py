@@ -90,7 +90,7 @@ import json, os, sys, msgspec
 from llm_hub.gpu.nvml import read
 found = {}
 for name, path in json.loads(sys.argv[1]).items():
-    os.environ["LLM_HUB_STAND_IN_NVML"] = path
+    os.environ["STAND_IN_NVML"] = path
     found[name] = msgspec.to_builtins(read())
 print(json.dumps(found))
 """
@@ -112,11 +112,11 @@ def machines(driver: StandInDriver, tmp_path_factory: pytest.TempPathFactory) ->
     for number, (name, description) in enumerate(MACHINES.items()):
         driver.describe(**description)
         paths[name] = str(folder / f"{number}.txt")
-        Path(driver.environment["LLM_HUB_STAND_IN_NVML"]).rename(paths[name])
+        Path(driver.environment["STAND_IN_NVML"]).rename(paths[name])
     shut = folder / "shutdown"
     done = subprocess.run(
         [sys.executable, "-c", READ_ALL, json.dumps(paths)],
-        env={**os.environ, **driver.environment, "LLM_HUB_STAND_IN_NVML_SHUTDOWN": str(shut)},
+        env={**os.environ, **driver.environment, "STAND_IN_NVML_SHUTDOWN": str(shut)},
         capture_output=True,
         text=True,
         timeout=60,

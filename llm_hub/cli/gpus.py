@@ -42,7 +42,7 @@ def command(*, as_json: bool, timeout: float) -> None:
         for unit in inventory.units()
     }
     if as_json:
-        print_json({**msgspec.to_builtins(inventory), "claims": claims})
+        print_json({"gpus": [], **msgspec.to_builtins(inventory), "claims": claims})
         return
     if not inventory.gpus:
         click.echo(f"No GPU: {inventory.reason}.")

@@ -13,8 +13,6 @@ if TYPE_CHECKING:
     from llm_hub.gpu.inventory import Inventory
     from llm_hub.gpu.plan import Finding, Placement, Plan, Row
     from llm_hub.gpu.proposal import Proposal
-    from llm_hub.hub import Hub
-
 __all__ = ["command"]
 
 _MARKS = {"error": ("bad", "red"), "warning": ("note", "yellow"), "info": ("-", None)}
@@ -39,14 +37,19 @@ def command(ctx: click.Context, *, propose: bool, file: Path | None, offline: bo
     (with --propose: when everything has a place), with 1 otherwise.
     """
     from llm_hub.gpu.inventory import read_inventory
-    from llm_hub.gpu.planning import load_inventory
+    from llm_hub.gpu.planning import load_inventory, plan_of, proposal_of
 
     inventory = load_inventory(file) if file is not None else read_inventory()
-    with open_hub() as hub, guarded_output():
+    here = file is None
+    with open_hub() as hub:
         if propose:
-            fine = _propose(hub, inventory, here=file is None, ask=not offline, as_json=as_json)
+            with guarded_output():
+                proposal = proposal_of(hub.runtime, inventory, here=here, ask=not offline)
+            fine = _show_proposal(proposal, inventory, as_json=as_json)
         else:
-            fine = _check(hub, inventory, here=file is None, ask=not offline, as_json=as_json)
+            with guarded_output():
+                plan = plan_of(hub.runtime, inventory, here=here, ask=not offline)
+            fine = _show_plan(plan, inventory, as_json=as_json)
     if not fine:
         ctx.exit(1)
 
@@ -54,10 +57,8 @@ def command(ctx: click.Context, *, propose: bool, file: Path | None, offline: bo
 # -- the plan ---------------------------------------------------------------------------------------------------------
 
 
-def _check(hub: Hub, inventory: Inventory, *, here: bool, ask: bool, as_json: bool) -> bool:
-    from llm_hub.gpu.planning import plan_of
-
-    plan = plan_of(hub.runtime, inventory, here=here, ask=ask)
+def _show_plan(plan: Plan, inventory: Inventory, *, as_json: bool) -> bool:
+    """All of it; can it be carried out?"""
     if as_json:
         print_json({"usable": plan.usable, "verified": plan.verified, "plan": plan})
         return plan.usable
@@ -164,11 +165,10 @@ def _finding(finding: Finding) -> None:
 # -- the proposal -----------------------------------------------------------------------------------------------------
 
 
-def _propose(hub: Hub, inventory: Inventory, *, here: bool, ask: bool, as_json: bool) -> bool:
-    from llm_hub.gpu.planning import proposal_of
+def _show_proposal(proposal: Proposal, inventory: Inventory, *, as_json: bool) -> bool:
+    """TOML, and beside it what has no place; has everything one?"""
     from llm_hub.gpu.proposal import to_toml
 
-    proposal = proposal_of(hub.runtime, inventory, here=here, ask=ask)
     text = to_toml(proposal)
     if as_json:
         print_json({"complete": proposal.complete, "toml": text, "proposal": proposal})

@@ -109,6 +109,9 @@ def gather(runtime: Runtime, name: str, devices: Devices, *, ask: bool = True) -
     models = tuple(dict.fromkeys((config.models or manifest.default_models).values()))
     needs = GpuNeeds(models=models)
     fetch: tuple[tuple[str, ...], ...] = ()
+    if any(gpu.total is None for gpu in devices.gpus):
+        # The cards are elsewhere, and an amount of their memory cannot be turned into a share here: that is not what is asked.
+        devices = msgspec.structs.replace(devices, memory=devices.memory if isinstance(devices.memory, float) else None)
     try:
         spec = loaded.launch(config, devices)
         if spec is not None:

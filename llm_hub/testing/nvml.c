@@ -1,6 +1,6 @@
 /* A stand-in for libnvidia-ml.so.1: answers the calls that llm-hub makes through nvidia-ml-py from a description.
 
-   The description is the file that LLM_HUB_STAND_IN_NVML names; llm_hub/testing/nvml.py writes it. Each line is a word and
+   The description is the file that STAND_IN_NVML names; llm_hub/testing/nvml.py writes it. Each line is a word and
    fields, with tabs between:
 
        init CODE | driver TEXT | cuda NUMBER | noise TEXT | hang CALL | crash CALL | count CODE
@@ -52,7 +52,7 @@ static long long number(char **rest) {
 }
 
 static void load(void) {
-    const char *path = getenv("LLM_HUB_STAND_IN_NVML");
+    const char *path = getenv("STAND_IN_NVML");
     FILE *file = path ? fopen(path, "r") : NULL;
     char line[1024], word[32];
     n_cards = n_instances = n_processes = n_fails = init_code = count_code = cuda = 0;
@@ -134,7 +134,7 @@ API int nvmlInitWithFlags(unsigned flags) {
 API int nvmlInit_v2(void) { return nvmlInitWithFlags(0); }
 
 API int nvmlShutdown(void) {
-    const char *path = getenv("LLM_HUB_STAND_IN_NVML_SHUTDOWN"); /* for the test that it is called */
+    const char *path = getenv("STAND_IN_NVML_SHUTDOWN"); /* for the test that it is called */
     FILE *file = path ? fopen(path, "a") : NULL;
     if (file) { fprintf(file, "shutdown\n"); fclose(file); }
     if (!initialised) return UNINITIALIZED;

@@ -84,7 +84,7 @@ class StandInDriver:
         """The variables by which a process finds this library in place of a driver's."""
         before = os.environ.get("LD_LIBRARY_PATH")
         path = f"{self._folder}{os.pathsep}{before}" if before else str(self._folder)
-        return {"LD_LIBRARY_PATH": path, "LLM_HUB_STAND_IN_NVML": str(self._description)}
+        return {"LD_LIBRARY_PATH": path, "STAND_IN_NVML": str(self._description)}
 
     def describe(
         self,
