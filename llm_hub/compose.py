@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Stack", "contained", "render"]
 
+_DEFAULT_NAMES = ("compose.yaml", "compose.yml", "docker-compose.yaml", "docker-compose.yml")
 _CONFIG = "/etc/llm-hub/llm-hub.toml"
 _STATE = "/var/lib/llm-hub"
 _NAMED_VOLUME = re.compile(r"([A-Za-z0-9][A-Za-z0-9_.-]*):")
@@ -129,13 +130,16 @@ def _elsewhere(config: BackendConfig) -> str | None:
     return None
 
 
-def render(stack: Stack, *, command: str) -> str:
-    """The text of the file. `command` is how it was made, for the comment at its top."""
+def render(stack: Stack, *, command: str, file: str | None = None) -> str:
+    """The text of the file. `command` is how it was made, for the comment at its top, `file` what it is called."""
+    named = "" if file is None or file in _DEFAULT_NAMES else f" -f {file}"
     head = [f"# Made by `{command}`: do not edit it, make it anew."]
     kinds = _kinds(stack)
     if len(kinds) > 1:
         alone = ", ".join(f"--profile {one}" for one in kinds)
-        head.append(f"# Start it with: docker compose --profile {_all_profile(kinds)} up -d (or a part of it: {alone})")
+        head.append(
+            f"# Start it with: docker compose{named} --profile {_all_profile(kinds)} up -d (or a part of it: {alone})"
+        )
     variables = _variables(stack)
     if variables:
         head.append(

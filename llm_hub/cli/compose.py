@@ -27,7 +27,7 @@ def command(ctx: click.Context, *, output: str | None, check: str | None, elsewh
     if output is not None and check is not None:
         raise click.UsageError("--output and --check do not go together")
     target = output or check
-    text = _made(Path(target).parent if target is not None else Path(), elsewhere=elsewhere)
+    text = _made(Path(target) if target is not None else None, elsewhere=elsewhere)
     if check is not None:
         there = Path(check).read_text("utf-8") if Path(check).is_file() else ""
         if there == text:
@@ -43,8 +43,8 @@ def command(ctx: click.Context, *, output: str | None, check: str | None, elsewh
         sys.stdout.write(text)
 
 
-def _made(folder: Path, *, elsewhere: bool) -> str:
-    """The text of the file, for a folder."""
+def _made(target: Path | None, *, elsewhere: bool) -> str:
+    """The text of the file; None: it is printed, and most likely for this folder."""
     from llm_hub.compose import contained, mounted, render
     from llm_hub.errors import SettingsError
     from llm_hub.gpu import Inventory, read_inventory
@@ -61,9 +61,14 @@ def _made(folder: Path, *, elsewhere: bool) -> str:
                 raise SettingsError(one.message, where=one.where or None, hint=one.fix or "`llm-hub plan` tells more.")
         devices = {name: plan.devices(name) for name in plan.placements}
         path = runtime.settings.config_path
-        stack = contained(runtime, devices=devices, config=None if path is None else mounted(path, folder))
+        stack = contained(
+            runtime,
+            devices=devices,
+            config=None if path is None else mounted(path, target.parent if target is not None else Path()),
+        )
     name = "" if path is None or Path(path).name == "llm-hub.toml" else f" --config {Path(path).name}"
-    return render(stack, command=f"llm-hub{name} compose{_flags(elsewhere)}")
+    made_by = f"llm-hub{name} compose{_flags(elsewhere)}"
+    return render(stack, command=made_by, file=target.name if target is not None else None)
 
 
 def _environ(config: str | None) -> dict[str, str]:
