@@ -146,11 +146,11 @@ class Journey(Generic[R, T]):
 
     async def _round(self, order: Iterable[int], retry: int) -> tuple[T, ServedBy, Visit] | None:
         """Try these destinations, once each; None if all failed, and none in a way that ends the call."""
-        ahead, later = deque(order), deque[int]()
+        ahead, later = deque(order), list[int]()
         paid = True  # the first retry of a round is out of the budget already
         while ahead or later:
             resort = not ahead
-            position = (later if resort else ahead).popleft()
+            position = self._last_resort(later) if resort else ahead.popleft()
             destination = self._route.destinations[position]
             health = destination.health
             visit = health.visit()
@@ -190,6 +190,17 @@ class Journey(Generic[R, T]):
                     visit.leave()
         return None
 
+    def _last_resort(self, later: list[int]) -> int:
+        """Of those that are to be left alone: the next, and of those that named a time the one that comes first."""
+
+        def wait(position: int) -> float:
+            breaker = self._route.destinations[position].health.breaker
+            return breaker.cooling() if breaker.asked else 0.0
+
+        position = min(later, key=wait)
+        later.remove(position)
+        return position
+
     def _go_on(self, destination: Destination, error: HubError, following: int | None) -> None:
         """After this error: raise it if it ends the call, else tell who is tried next."""
         if _is_grave(error):
@@ -223,7 +234,10 @@ class Journey(Generic[R, T]):
         crowded = all(isinstance(self._failed[position], BackendOverloaded) for position in again)
         delay = backoff(retry + _CROWDED * crowded)
         first = self._route.destinations[again[0]]
-        if self._runtime.is_closed() or delay >= self._call.remaining() or not first.health.budget.take():
+        if self._runtime.is_closed() or delay >= self._call.remaining():
+            raise self._final(error)
+        if not first.health.budget.take():
+            error.hint = " ".join(filter(None, (error.hint, "It was not tried again: its retry budget is used up.")))
             raise self._final(error)
         why = self._failed[again[0]]
         self._runtime.watch.tell(

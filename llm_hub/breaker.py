@@ -16,6 +16,7 @@ THRESHOLD = 3
 
 _FIRST = 1.0  # seconds of the first cool-down; each one that follows is twice as long
 _LONGEST = 60.0
+_LONGEST_ASKED = 3600.0  # of what a server may ask for
 _STABLE = 60.0  # seconds after which a backend that has come back is believed to be well
 _REMEMBERED = 32  # requests whose failure is remembered; more than THRESHOLD needs no counting
 
@@ -144,7 +145,7 @@ class Breaker:
             if self._trial == id(visitor):
                 self._trial = None
             was_closed = not self._open
-            until = self._clock() + seconds
+            until = self._clock() + min(seconds, _LONGEST_ASKED)
             if was_closed or until > self.until:
                 self.until = until
                 self.reason = reason

@@ -218,6 +218,8 @@ class Health:
         if probe.rung is None or not (probe.ok and self.rung is not None and self.rung > probe.rung):
             self.rung, self.rung_at = probe.rung, now  # else what is known of higher rungs stands
         self.degraded = probe.degraded
+        if probe.rung is not None and probe.rung >= self.needs and not self.breaker.closed:
+            self.breaker.probed(well=True)
         if probe.digest is None or model is None:
             return None
         before = self.digests.get(model)

@@ -127,19 +127,39 @@ class BlockingWorld:
         return work()
 
     def signal(self) -> Signal:
-        return threading.Event()
+        return _BlockingSignal()
 
     async def wait(self, signal: Any, seconds: float, call: Call) -> bool:
-        event: threading.Event = signal
+        waited: _BlockingSignal = signal
         if call.cancel is not None:
-            call.cancel.subscribe(event, event.set)
+            call.cancel.subscribe(waited, waited.set)
         try:
-            woken = event.wait(min(max(seconds, 0.0), _LONGEST))
+            woken = waited.wait(min(max(seconds, 0.0), _LONGEST))
         finally:
             if call.cancel is not None:
-                call.cancel.unsubscribe(event)
+                call.cancel.unsubscribe(waited)
         if call.cancelled:
             raise Cancelled
+        return woken
+
+
+class _BlockingSignal:
+    """A bare lock, and not an Event, which takes a lock to set: the garbage collector may do that within the wait for it."""
+
+    __slots__ = ("_lock",)
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._lock.acquire()
+
+    def set(self) -> None:
+        with contextlib.suppress(RuntimeError):  # it was set before
+            self._lock.release()
+
+    def wait(self, seconds: float) -> bool:
+        woken = self._lock.acquire(timeout=seconds)
+        if woken:
+            self.set()  # once set, it stays so
         return woken
 
 

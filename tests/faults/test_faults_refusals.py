@@ -63,6 +63,14 @@ def test_row_11_a_wait_beyond_the_deadline_is_said_at_once(rig: Any) -> None:
     assert rig.asked(server) == 1  # the second call knew
 
 
+def test_row_11_of_two_that_asked_to_be_left_alone_the_sooner_is_waited_for(whole: Any) -> None:
+    long, short = whole.server(), whole.server()
+    hub = whole.hub(long, short)
+    long.fault(Fault.RATE_LIMITED, path=whole.path, times=1, retry_after=20)
+    short.fault(Fault.RATE_LIMITED, path=whole.path, times=1, retry_after=0.2)
+    assert whole.ask(hub, timeout=5).served_by.backend == "b1"
+
+
 def test_row_11_retry_after_may_be_a_date(whole: Any) -> None:
     server = whole.server()
     hub = whole.hub(server)
