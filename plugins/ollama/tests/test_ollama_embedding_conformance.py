@@ -1,16 +1,6 @@
-"""ollama keeps the rules of the embedding suite."""
+"""The ollama plugin keeps the rules of the embedding suite."""
 
 from __future__ import annotations
 
-from llm_hub.testing import FakeOllama
-from llm_hub.testing.embedding import *  # noqa: F403 - the suite's tests
-from llm_hub.testing.embedding import EmbeddingRequirements
-
-
-class Requirements(EmbeddingRequirements):
-    plugin = "ollama"
-    model = "all-minilm:22m"
-    dimensions = True
-
-    def server(self) -> FakeOllama:
-        return FakeOllama()
+from llm_hub.testing.embedding import *  # noqa: F403 - the suite is inherited whole
+from llm_hub_ollama.conformance import Embedding as Requirements  # noqa: F401

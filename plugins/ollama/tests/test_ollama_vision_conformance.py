@@ -1,16 +1,6 @@
-"""ollama keeps the rules of the vision suite: it describes, and does not read."""
+"""The ollama plugin keeps the rules of the vision suite."""
 
 from __future__ import annotations
 
-from llm_hub.testing import FakeOllama
-from llm_hub.testing.vision import *  # noqa: F403 - the suite's tests
-from llm_hub.testing.vision import VisionRequirements
-
-
-class Requirements(VisionRequirements):
-    plugin = "ollama"
-    images = True
-    read = False
-
-    def server(self) -> FakeOllama:
-        return FakeOllama()
+from llm_hub.testing.vision import *  # noqa: F403 - the suite is inherited whole
+from llm_hub_ollama.conformance import Vision as Requirements  # noqa: F401

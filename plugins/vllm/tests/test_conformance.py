@@ -1,17 +1,6 @@
-"""The vllm plugin keeps the rules of the conformance suites."""
+"""The vllm plugin keeps the rules of the text suite."""
 
 from __future__ import annotations
 
-from llm_hub.testing import FakeVLLM
 from llm_hub.testing.text import *  # noqa: F403 - the suite is inherited whole
-from llm_hub.testing.text import TextRequirements
-
-
-class Requirements(TextRequirements):
-    """vLLM, on the fake of it."""
-
-    plugin = "vllm"
-
-    def server(self) -> FakeVLLM:
-        """A fake vLLM."""
-        return FakeVLLM()
+from llm_hub_vllm.conformance import Text as Requirements  # noqa: F401

@@ -1,16 +1,6 @@
-"""vllm keeps the rules of the embedding suite."""
+"""The vllm plugin keeps the rules of the embedding suite."""
 
 from __future__ import annotations
 
-from llm_hub.testing import FakeModel, FakeVLLM
-from llm_hub.testing.embedding import *  # noqa: F403 - the suite's tests
-from llm_hub.testing.embedding import EmbeddingRequirements
-
-
-class Requirements(EmbeddingRequirements):
-    plugin = "vllm"
-    model = "all-minilm"
-    dimensions = True
-
-    def server(self) -> FakeVLLM:
-        return FakeVLLM(FakeModel(name="all-minilm", capabilities=("embedding",), context=256, matryoshka=True))
+from llm_hub.testing.embedding import *  # noqa: F403 - the suite is inherited whole
+from llm_hub_vllm.conformance import Embedding as Requirements  # noqa: F401

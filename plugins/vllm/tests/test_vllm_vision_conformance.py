@@ -1,16 +1,6 @@
-"""vllm keeps the rules of the vision suite: it describes, and does not read."""
+"""The vllm plugin keeps the rules of the vision suite."""
 
 from __future__ import annotations
 
-from llm_hub.testing import FakeVLLM
-from llm_hub.testing.vision import *  # noqa: F403 - the suite's tests
-from llm_hub.testing.vision import VisionRequirements
-
-
-class Requirements(VisionRequirements):
-    plugin = "vllm"
-    images = True
-    read = False
-
-    def server(self) -> FakeVLLM:
-        return FakeVLLM()
+from llm_hub.testing.vision import *  # noqa: F403 - the suite is inherited whole
+from llm_hub_vllm.conformance import Vision as Requirements  # noqa: F401

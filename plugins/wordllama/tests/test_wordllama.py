@@ -17,6 +17,7 @@ import pytest
 from llm_hub import Hub
 from llm_hub.call import Call
 from llm_hub.capabilities import Capability, EmbeddingBackend, Rung
+from llm_hub.checking import check_plugin
 from llm_hub.config import BackendConfig, BuildContext
 from llm_hub.embedding_space import compare, fingerprint
 from llm_hub.errors import BackendFailed, ModelNotFound, UnsupportedFeature
@@ -155,3 +156,9 @@ def test_its_space_is_the_same_each_time_and_another_with_fewer_dimensions(tmp_p
     shorter = {name: vector[:128] for name, vector in again.vectors.items()}
     assert compare(record, shorter).reasons == ("128 dimensions instead of 256",)
     assert json.loads(record.to_json())["notes"]["backend"] == "wordllama"
+
+
+def test_whoever_installs_it_can_check_it() -> None:
+    verdict = check_plugin("wordllama")
+    assert verdict.tiers == ("loads", "conforms"), verdict.reports
+    assert "llm_hub_wordllama" in str(verdict.found_in)
