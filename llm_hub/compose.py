@@ -206,8 +206,10 @@ def _backend(
     if spec.devices.gpus:
         # Inside, the GPUs are counted anew, and there are no others: so nothing but the order is said.
         environment["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
-    if environment:
-        made["environment"] = environment
+    else:
+        # The images ask for all GPUs, which the engine heeds where NVIDIA's runtime is its default.
+        environment["NVIDIA_VISIBLE_DEVICES"] = "void"
+    made["environment"] = environment
     if container.volumes:
         made["volumes"] = [_volume(one, base) for one in container.volumes]
     made["networks"] = ["backends", "downloads"]

@@ -18,9 +18,20 @@ from llm_hub.errors import ConfigurationError, HubError, SettingsError, UnknownB
 from llm_hub.launch import API_KEY, Devices, LaunchSpec
 
 if TYPE_CHECKING:
+    from llm_hub.gpu import Plan
     from llm_hub.runtime import Runtime
 
-__all__ = ["NotStarted", "Startable", "described", "environment", "expanded", "free_port", "startable", "taken"]
+__all__ = [
+    "NotStarted",
+    "Startable",
+    "described",
+    "environment",
+    "expanded",
+    "free_port",
+    "startable",
+    "taken",
+    "without_exclusive",
+]
 
 _REFERENCE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
 
@@ -190,6 +201,18 @@ def environment(one: Startable, environ: Mapping[str, str], keys: Iterable[Backe
     for name, value in one.spec.environment.items():
         made[name] = (own.reveal() if own is not None else "") if value == API_KEY else expanded(value, environ)
     return made
+
+
+def without_exclusive(environ: Mapping[str, str], plan: Plan) -> dict[str, str]:
+    """The environment for all backends, in which one without an assignment does not see what another has for itself.
+
+    One with an assignment sees its own, whatever stands here. Nothing is changed where the operator chose the GPUs.
+    """
+    taken = {gpu.id for one in plan.placements.values() if one.exclusive for gpu in one.devices.gpus}
+    if not taken or "CUDA_VISIBLE_DEVICES" in environ:
+        return dict(environ)
+    left = [unit.uuid for unit in plan.inventory.units() if unit.uuid is not None and unit.uuid not in taken]
+    return {**environ, "CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": ",".join(left) or "-1"}
 
 
 def expanded(value: str, environ: Mapping[str, str]) -> str:

@@ -17,6 +17,7 @@ import pytest
 from llm_hub import Hub, Settings
 from llm_hub.config import BackendConfig, BuildContext
 from llm_hub.errors import ConfigurationError, HubError, SettingsError
+from llm_hub.gpu import Gpu, Inventory, Plan, resolve
 from llm_hub.hookspecs import hookimpl
 from llm_hub.http_backend import HttpBackend
 from llm_hub.launch import API_KEY, Device, Devices, LaunchSpec
@@ -24,7 +25,8 @@ from llm_hub.manifest import PluginManifest
 from llm_hub.openai_dialect import OpenAIDialect
 from llm_hub.process import MARK, Process, is_alive, started_at, sweep, tail
 from llm_hub.running import Register, Running, RunningBackend, folder_of, read_running
-from llm_hub.starting import environment, expanded, free_port, startable, taken
+from llm_hub.settings import Assignment
+from llm_hub.starting import environment, expanded, free_port, startable, taken, without_exclusive
 from llm_hub.supervisor import Event, Policy, Supervisor
 
 SERVER = Path(__file__).with_name("stub_server.py")
@@ -315,6 +317,18 @@ def test_a_process_gets_its_own_key_and_no_other() -> None:
     assert made["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
     assert "key-a" not in repr(a)
     assert expanded("${NO_SUCH:-fallback}/${PATH}", environ) == "fallback//bin"
+
+
+def test_one_without_an_assignment_does_not_see_what_another_has_for_itself() -> None:
+    cards = Inventory(gpus=tuple(Gpu(index=number, uuid=f"GPU-{number}") for number in range(2)))
+    for exclusive, seen in ((True, "GPU-0"), (False, None)):
+        placements = resolve([Assignment(backend="v", gpus=(1,), exclusive=exclusive)], cards)
+        made = without_exclusive({"PATH": "/bin"}, Plan(placements=placements, inventory=cards))
+        assert made.get("CUDA_VISIBLE_DEVICES") == seen
+    placements = resolve([Assignment(backend="v", gpus=(0, 1), exclusive=True)], cards)
+    plan = Plan(placements=placements, inventory=cards)
+    assert without_exclusive({}, plan)["CUDA_VISIBLE_DEVICES"] == "-1"
+    assert without_exclusive({"CUDA_VISIBLE_DEVICES": "0"}, plan) == {"CUDA_VISIBLE_DEVICES": "0"}
 
 
 # -- one process ------------------------------------------------------------------------------------------------------

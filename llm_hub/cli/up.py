@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import time
 from collections.abc import Iterator, Sequence
@@ -36,7 +37,7 @@ def command(ctx: click.Context, *, only: tuple[str, ...]) -> None:
     from llm_hub.drift import drift
     from llm_hub.errors import ConfigurationError
     from llm_hub.running import Register, folder_of
-    from llm_hub.starting import startable
+    from llm_hub.starting import startable, without_exclusive
     from llm_hub.supervisor import Supervisor
 
     with open_hub() as hub:
@@ -65,7 +66,8 @@ def command(ctx: click.Context, *, only: tuple[str, ...]) -> None:
                 wrong = [each for each in drift(runtime, only=[one.name]) if each.level == "error"]
                 return ("; ".join(map(str, wrong)), wrong[0].fix) if wrong else None
 
-            supervisor = Supervisor(runtime, found, register, say=_say, check=check)
+            environ = without_exclusive(os.environ, plan)
+            supervisor = Supervisor(runtime, found, register, say=_say, check=check, environ=environ)
             shown(f"logs: {register.logs}", dim=True)
             with _signals(supervisor):
                 fine = supervisor.run()

@@ -15,7 +15,7 @@ import pytest
 from llm_hub.call import Call
 from llm_hub.capabilities import Capability, Feature, Rung
 from llm_hub.config import BackendConfig, BuildContext, Secret
-from llm_hub.errors import ContextOverflow, InvalidRequest, SettingsError, UnsupportedFeature
+from llm_hub.errors import ContextOverflow, InvalidRequest, ModelNotFound, SettingsError, UnsupportedFeature
 from llm_hub.http_backend import HttpBackend
 from llm_hub.launch import API_KEY, Device, Devices
 from llm_hub.messages import ChatRequest, EmbedRequest, ImagePart, Message, ResponseFormat, TextPart, Tool
@@ -140,6 +140,8 @@ def test_what_it_cannot_do_is_said_before_it_is_sent(started: BackendConfig, con
         ask(backend, "x", tools=(tool,), response_format=ResponseFormat.json_object())
     with pytest.raises(InvalidRequest, match="llama.cpp has no option 'nonsense'"):
         ask(backend, "x", options={"nonsense": 1})
+    with pytest.raises(ModelNotFound, match="it serves .* and not 'other'"):
+        ask(backend, "x", model="other")
     with pytest.raises(ContextOverflow):
         ask(backend, "word " * 4000)
 

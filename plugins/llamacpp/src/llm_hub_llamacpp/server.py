@@ -7,10 +7,11 @@ from typing import Any
 import msgspec
 
 from llm_hub.capabilities import Capability, Feature
-from llm_hub.dialect import HttpReply
-from llm_hub.errors import BackendLoading
-from llm_hub.messages import ChatRequest
+from llm_hub.dialect import HttpReply, HttpRequest
+from llm_hub.errors import BackendLoading, ModelNotFound
+from llm_hub.messages import ChatRequest, EmbedRequest
 from llm_hub.openai_dialect import OpenAIDialect
+from llm_hub_llamacpp.naming import canonical_name
 from llm_hub_llamacpp.requests import FEATURES, check_request, put_grammar, thinking, with_system
 from llm_hub_llamacpp.settings import PROFILES, LlamaCppSettings, Profile
 
@@ -35,6 +36,7 @@ class ServerDialect(OpenAIDialect):
             capability=capability,
         )
         self.settings = settings
+        self.model = model
         self.profile = PROFILES.get(model or "", Profile())
         if settings.system_prompt is not None:
             self.profile = msgspec.structs.replace(self.profile, system_prompt=settings.system_prompt)
@@ -42,6 +44,7 @@ class ServerDialect(OpenAIDialect):
             self.profile = msgspec.structs.replace(self.profile, temperature=settings.temperature)
 
     def encode_body(self, request: ChatRequest, *, stream: bool = False) -> dict[str, Any]:
+        self._check_model(request.model)
         check_request(request, self.settings)
         form = request.response_format
         request = with_system(request, self.profile)
@@ -55,6 +58,20 @@ class ServerDialect(OpenAIDialect):
         if request.reasoning is not None:
             body["chat_template_kwargs"] = thinking(request) | dict(body.get("chat_template_kwargs", {}))
         return body
+
+    def encode_embed(self, request: EmbedRequest, *, request_id: str | None = None) -> HttpRequest:
+        self._check_model(request.model)
+        return super().encode_embed(request, request_id=request_id)
+
+    def _check_model(self, model: str | None) -> None:
+        """The server would answer under any name."""
+        if self.model is not None and model is not None and canonical_name(model) != canonical_name(self.model):
+            raise ModelNotFound(
+                f"it serves {self.model!r} and not {model!r}",
+                model=model,
+                available=(self.model,),
+                hint=f'Define another backend for it: [backends.NAME] plugin = "llamacpp", models = {{ {self.capability} = "{model}" }}.',
+            )
 
     def check_health(self, reply: HttpReply) -> None:
         if reply.status == 503:
