@@ -35,6 +35,9 @@ CHOOSING = (
 )
 """The variables by which backends are chosen: each question sets its own."""
 
+# Switches are tried out, and nobody is to be told of calls that are no service's.
+_NOT_HERE = ("LLM_HUB_PIN", "LLM_HUB_OBSERVERS")
+
 
 class NoRelay(Exception):
     """A backend cannot be put behind a relay: it is in this process, or its wire is encrypted."""
@@ -84,7 +87,7 @@ class Bench:
     def variables(self, **variables: str) -> dict[str, str]:
         """The environment with these variables in place of those that choose, and a control file of its own."""
         self._states += 1
-        kept = {name: value for name, value in self.environ.items() if name not in (*CHOOSING, "LLM_HUB_PIN")}
+        kept = {name: value for name, value in self.environ.items() if name not in (*CHOOSING, *_NOT_HERE)}
         kept["LLM_HUB_STATE"] = str(Path(self._folder.name) / f"control-{self._states}.json")
         return {**kept, **variables}
 
