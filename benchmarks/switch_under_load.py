@@ -5,6 +5,7 @@ loop, those with odd numbers from threads; half of the callers stream. The backe
 of Ollama and vLLM, or with `--real` two llama.cpp servers with a small model. One of them is killed (SIGKILL) while it serves.
 
     uv run python benchmarks/switch_under_load.py                                     # 100,000 calls
+    uv run python benchmarks/switch_under_load.py --first-token 2                     # with time to think, as models take it
     uv run python benchmarks/switch_under_load.py --real --calls 4000 --processes 4 --callers 8
 """
 
@@ -31,8 +32,9 @@ from typing import Any
 
 from llm_hub import Hub, HubError
 from llm_hub.errors import StreamInterrupted
+from llm_hub.events import Event, SwitchStep
 from llm_hub.messages import ServedBy
-from llm_hub.testing import FakeOllama, FakeServer, FakeVLLM
+from llm_hub.testing import FakeOllama, FakeServer, FakeVLLM, Speed
 
 COUNT, COUNTED = "Count from 1 to 60.", " ".join(map(str, range(1, 61)))
 ASK, ASKED = "What is the capital of France?", "The capital of France is Paris."
@@ -44,9 +46,10 @@ SPAWN = multiprocessing.get_context("spawn")
 # -- the backends -----------------------------------------------------------------------------------------------------
 
 
-def serve(name: str, port: int, ready: Any) -> None:
+def serve(name: str, port: int, first_token: float, ready: Any) -> None:
     """A fake server, until it is killed."""
-    server: FakeServer = FakeOllama(port=port) if name == "one" else FakeVLLM(port=port)
+    speed = Speed(first_token=first_token)
+    server: FakeServer = FakeOllama(port=port, speed=speed) if name == "one" else FakeVLLM(port=port, speed=speed)
     with server:
         ready.put(server.port)
         while True:
@@ -57,15 +60,16 @@ def serve(name: str, port: int, ready: Any) -> None:
 class Fake:
     """A fake server in a process of its own, which keeps its port."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, first_token: float) -> None:
         self.name = name
+        self.first_token = first_token
         self.plugin = "ollama" if name == "one" else "vllm"
         self.port = 0
         self.start()
 
     def start(self) -> None:
         ready = SPAWN.Queue()
-        self.process = SPAWN.Process(target=serve, args=(self.name, self.port, ready), daemon=True)
+        self.process = SPAWN.Process(target=serve, args=(self.name, self.port, self.first_token, ready), daemon=True)
         self.process.start()
         self.port = ready.get(timeout=60)
 
@@ -112,7 +116,6 @@ class Tally:
         self.broken: list[tuple[float, str, str]] = []
         self.wrong: list[str] = []
         self.served: collections.Counter[tuple[int, str, bool]] = collections.Counter()
-        self.epochs: list[tuple[int, float]] = []
 
     def take(self) -> int | None:
         """The number of the next call, None when there are none left."""
@@ -152,16 +155,6 @@ class Tally:
             else:
                 self.failed.append(f"{type(error).__name__}: {error}")
 
-    def watch(self, stop: threading.Event) -> None:
-        """Note when this process is on which epoch."""
-        known = 0
-        while not stop.is_set():
-            epoch = self.hub.epoch
-            if epoch != known:
-                known = epoch
-                self.epochs.append((epoch, time.monotonic()))
-            stop.wait(0.002)
-
     def report(self) -> dict[str, Any]:
         return {
             "streams": self.streams,
@@ -171,8 +164,18 @@ class Tally:
             "broken": self.broken,
             "wrong": self.wrong,
             "served": [[*key, number] for key, number in self.served.items()],
-            "epochs": self.epochs,
         }
+
+
+class Epochs:
+    """Notes when this process is on which epoch, as an observer: the event is made where the epoch is published."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[int, float]] = []
+
+    def observe(self, event: Event) -> None:
+        if isinstance(event, SwitchStep) and event.step == "published" and event.epoch is not None:
+            self.seen.append((event.epoch, event.at))
 
 
 def call_from_threads(tally: Tally, callers: int) -> None:
@@ -236,26 +239,25 @@ def call_from_tasks(tally: Tally, callers: int) -> None:
 def work(number: int, environ: dict[str, str], callers: int, quota: int, progress: Any, start: Any, out: Any) -> None:
     """One process of a service."""
     logging.getLogger("llm_hub").setLevel(logging.CRITICAL)
-    with Hub.from_env(environ) as hub:
+    epochs = Epochs()
+    with Hub.from_env(environ, observers=[epochs]) as hub:
         tally = Tally(hub, quota, progress)
         hub.text().chat(ASK, timeout=60)
-        stop = threading.Event()
-        watcher = threading.Thread(target=tally.watch, args=(stop,))
-        watcher.start()
         start.wait(60)
         (call_from_threads if number % 2 else call_from_tasks)(tally, callers)
         out.put(tally.report())  # and stay, so that the last switch is seen by all
         start.wait(600)
-        stop.set()
-        watcher.join()
-        out.put(tally.epochs)
+        hub.observing(timeout=10)
+        out.put(epochs.seen)
 
 
 # -- the run ----------------------------------------------------------------------------------------------------------
 
 
-def run(calls: int, processes: int, callers: int, switches: int, folder: Path, *, real: bool) -> dict[str, Any]:
-    backends: dict[str, Fake | Real] = {name: Real(name) if real else Fake(name) for name in ROUTES}
+def run(
+    calls: int, processes: int, callers: int, switches: int, folder: Path, *, real: bool, first_token: float
+) -> dict[str, Any]:
+    backends: dict[str, Fake | Real] = {name: Real(name) if real else Fake(name, first_token) for name in ROUTES}
     config = folder / "llm-hub.toml"
     config.write_text(
         "".join(
@@ -287,7 +289,7 @@ def run(calls: int, processes: int, callers: int, switches: int, folder: Path, *
                 _until(progress, calls * (number + 1) / (switches + 1), workers)
                 to, change = _steps(hub)[number % 4]
                 epoch = change().epoch
-                published[epoch] = (to, time.monotonic())
+                published[epoch] = (to, time.time())
                 if number == switches // 8 * 4:
                     _until(progress, calls * (number + 1.25) / (switches + 1), workers)
                     at = time.monotonic()
@@ -380,11 +382,20 @@ def main() -> None:
     parser.add_argument("--callers", type=int, default=50)
     parser.add_argument("--switches", type=int, default=20)
     parser.add_argument("--real", action="store_true", help="two llama.cpp servers in place of fake ones")
+    parser.add_argument("--first-token", type=float, default=0.0, help="seconds that a fake server thinks")
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
     logging.getLogger("llm_hub").setLevel(logging.CRITICAL)
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(sys.stderr):
-        found = run(given.calls, given.processes, given.callers, given.switches, Path(folder), real=given.real)
+        found = run(
+            given.calls,
+            given.processes,
+            given.callers,
+            given.switches,
+            Path(folder),
+            real=given.real,
+            first_token=given.first_token,
+        )
     if given.json:
         print(json.dumps(found, indent=2))
     else:

@@ -159,7 +159,7 @@ class AsyncGuard(Guard):
 
     def _interrupt(self) -> None:
         """Wake a connect or a name look-up, which no socket's end would wake."""
-        if self.scope is not None:
+        if self.scope is not None and not self.scope.expired():  # its own timer may have been a moment faster
             self.scope.reschedule(self.loop.time())
 
     def finish(self) -> None:

@@ -409,3 +409,19 @@ def _tls_server(certificate: str, key: str) -> Iterator[str]:
         server.shutdown()
         thread.join()
         server.server_close()
+
+
+async def test_a_deadline_for_connecting_that_two_timers_see_at_once_is_no_fault_in_the_loop() -> None:
+    from llm_hub._guards import AsyncGuard
+
+    guard = AsyncGuard(Call(), "b", ("first token", 5.0))
+    try:
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.001) as guard.scope:
+                try:
+                    await asyncio.sleep(5)
+                except asyncio.CancelledError:
+                    guard._interrupt()  # as the watchdog does, between the timer of the scope and its end
+                    raise
+    finally:
+        guard.finish()
