@@ -213,10 +213,8 @@ class Bench(Generic[R]):
         }
 
     def settings(self, **changes: Any) -> Settings:
-        """Settings with this one backend, which serves the suite's capability."""
-        return Settings.of(
-            backends={BACKEND: self.table(**changes)}, providers={str(self.capability): BACKEND}, environ={}
-        )
+        """Settings with this one backend, which serves the suite's capability. Of the environment only `api_key_env` is read."""
+        return Settings.of(backends={BACKEND: self.table(**changes)}, providers={str(self.capability): BACKEND})
 
     def open_hub(self, **changes: Any) -> Hub:
         """A hub on this backend, to be closed by whoever opens it."""

@@ -35,7 +35,8 @@ class Requirements:
     form? None: yes, where the server is one of the kit's live fakes, or the model is called so."""
 
     options: Mapping[str, Any] = {}
-    """The options of the backend, as they would stand in `[backends.NAME]` beside `base_url` and `models`."""
+    """The options of the backend, as they would stand in `[backends.NAME]` beside `base_url` and `models`; for a real server that
+    wants a key `{"api_key_env": "ACME_API_KEY"}`."""
 
     known_limits: Mapping[str, str] = {}
     """Rules that the plugin is known to break, each with the reason: `{"text.seed": "the server ignores it"}`. They are

@@ -27,7 +27,8 @@ def run_suite(
 ) -> Report:
     """Hold a plugin to every rule of its suite (or to those named in `only`), and report.
 
-    `live` is the address of a real server: rules that need a server of the kit are skipped then. It raises nothing that
+    `live` is the address of a real server (by default that of the requirements): rules that need a server of the kit are
+    skipped then. It raises nothing that
     the plugin does: what keeps it from being built at all is the finding of every rule.
     """
     wanted = requirements() if isinstance(requirements, type) else requirements
@@ -36,7 +37,7 @@ def run_suite(
     if names is not None and (unknown := names - suite.rules.keys()):
         raise LookupError(f"the {suite.capability} suite has no rule {', '.join(sorted(unknown))}")
     chosen = [rule for rule in suite.rules.values() if names is None or rule.id in names]
-    with _opened(suite.bench(wanted, live=live)) as bench:
+    with _opened(suite.bench(wanted, live=live or wanted.live)) as bench:
         findings = tuple(check_rule(bench, rule) for rule in chosen)
         manifest = _manifest(bench)
         return Report(
@@ -44,7 +45,7 @@ def run_suite(
             capability=str(suite.capability),
             api_version=getattr(manifest, "api_version", ""),
             features=_features(bench),
-            live=live,
+            live=bench.live,
             answered=manifest is not None and bench.answers,
             complete=names is None,
             findings=findings,
