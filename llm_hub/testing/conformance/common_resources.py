@@ -133,14 +133,14 @@ def event_loop(bench: AnyBench) -> None:
 
     for way in bench.async_ways:
         best = float("inf")
-        for _ in range(3):  # a busy machine may hold one up
+        for _ in range(4):  # a busy machine may hold one up
             with ExitStack() as stack:
                 if bench.server is not None:
-                    stack.enter_context(bench.faulty(Fault.HANG_BEFORE_HEADERS, seconds=0.25))
+                    stack.enter_context(bench.faulty(Fault.HANG_BEFORE_HEADERS, seconds=0.4))
                 best = min(best, patiently(lambda way=way: bench.run(longest(way)), way))  # type: ignore[misc]
-            if best < 0.15:
+            if best < 0.25:
                 break
-        expect(best < 0.15, f"{way} held up its event loop for {best:.2f} s")
+        expect(best < 0.25, f"{way} held up its event loop for {best:.2f} s")
 
 
 @RULES.rule(
