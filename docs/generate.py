@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import click
+from hooks_page import hooks_page
 
 from llm_hub import errors
 from llm_hub.cli import cli
@@ -137,11 +138,18 @@ def conformance() -> str:
     return MADE + markdown([text.SUITE, embedding.SUITE, vision.SUITE])
 
 
+def hooks() -> str:
+    """Every hook, Protocol and value of a plugin."""
+    page: str = hooks_page()
+    return MADE + page
+
+
 PAGES = {
     "reference/cli.md": command_line,
     "reference/conformance.md": conformance,
     "reference/errors.md": error_tree,
     "reference/gpu-memory.md": gpu_memory,
+    "reference/hooks.md": hooks,
 }
 
 
