@@ -152,7 +152,7 @@ def test_it_runs_on_a_real_server_and_leaves_out_what_needs_a_faulty_one(run: Ru
         result = run(
             REQUIREMENTS,
             only="text_answer or text_errors_failed or text_cancel_token or text_models",
-            arguments=("--live", real.url, "--live-model", "hub-test-vlm"),
+            arguments=("--llm-hub-live", real.url, "--llm-hub-live-model", "hub-test-vlm"),
         )
         assert real.requests
     outcomes = result.parseoutcomes()

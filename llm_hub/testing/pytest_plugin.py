@@ -1,4 +1,4 @@
-"""The pytest side of the conformance kit: the option `--live`, the fixture `conformance`, and the guard over inherited tests.
+"""The pytest side of the conformance kit: the option `--llm-hub-live`, the fixture `conformance`, and the guard over inherited tests.
 
 pytest loads it wherever llm-hub-core is installed (entry point `pytest11`), so it imports nothing of the hub before a
 module inherits a suite.
@@ -7,6 +7,7 @@ module inherits a suite.
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from typing import Any
@@ -19,15 +20,21 @@ _GUARD = "conformance-suite-is-whole"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """`--live` and `--live-model`."""
+    """`--llm-hub-live` and `--llm-hub-live-model`: long names, because this is loaded into everybody's pytest."""
     group = parser.getgroup("llm-hub", "conformance of llm-hub plugins")
     group.addoption(
-        "--live",
+        "--llm-hub-live",
         metavar="URL",
-        default=None,
-        help="run the conformance suites on the real server at this address; what needs a misbehaving server is skipped",
+        default=os.environ.get("LLM_HUB_TEST_LIVE_URL"),
+        help="run the conformance suites on the real server at this address (default: LLM_HUB_TEST_LIVE_URL); what needs a "
+        "misbehaving server is skipped",
     )
-    group.addoption("--live-model", metavar="NAME", default=None, help="the model to ask of the server of --live")
+    group.addoption(
+        "--llm-hub-live-model",
+        metavar="NAME",
+        default=os.environ.get("LLM_HUB_TEST_LIVE_MODEL"),
+        help="the model to ask of that server (default: LLM_HUB_TEST_LIVE_MODEL)",
+    )
 
 
 # -- finding what a module inherits -----------------------------------------------------------------------------------
@@ -145,9 +152,9 @@ def _conformance_benches(request: pytest.FixtureRequest) -> Iterator[Callable[[A
                 classes = _inherited(request.module).get(suite)
                 if not classes:
                     raise _Told(f"{request.module.__name__} has no class that inherits {suite.requirements.__name__}")
-                live = request.config.getoption("--live")
+                live = request.config.getoption("--llm-hub-live")
                 wanted = classes[0]()
-                if live and (model := request.config.getoption("--live-model")):
+                if live and (model := request.config.getoption("--llm-hub-live-model")):
                     wanted.model = model
                 benches[suite] = stack.enter_context(suite.bench(wanted, live=live or wanted.live))
             return benches[suite]

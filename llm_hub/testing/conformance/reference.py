@@ -46,7 +46,9 @@ does not hold is told by its name, what was seen, and the remedy. Embedding and 
   `known_limits` with a reason (or the override is marked `@pytest.mark.xfail(reason=...)`); it is told when it holds after all.
 - What is declared and what works must agree: a declared feature that fails is a failure, one that works and is not declared is
   told at the end of the run.
-- `pytest --live URL --live-model NAME` runs the module on a real server, and leaves out what needs a misbehaving one.
+- `pytest --llm-hub-live URL --llm-hub-live-model NAME` runs the module on a real server, and leaves out what needs a misbehaving
+  one (or set LLM_HUB_TEST_LIVE_URL and LLM_HUB_TEST_LIVE_MODEL).
+- The text suite takes about 12 seconds for a plugin over HTTP, most of it deadlines that pass.
 
 ## Without pytest
 

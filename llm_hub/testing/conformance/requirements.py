@@ -53,7 +53,8 @@ class Requirements:
     """Does it send a key (`api_key`) to its server? False for engines, and for servers that have no keys."""
 
     live: str | None = None
-    """The address of a real server, where the suite is to run on one; `--live` of pytest and of `llm-hub check` sets it too."""
+    """The address of a real server, where the suite is to run on one; `--llm-hub-live` of pytest and `--live` of
+    `llm-hub check` set it too."""
 
     heavy_imports: tuple[str, ...] = ()
     """Modules (with what is under them) that importing the plugin's module must not load, beside those that no plugin may
