@@ -114,8 +114,8 @@ class GpuNeeds(msgspec.Struct, frozen=True, kw_only=True):
 class LaunchSpec(msgspec.Struct, frozen=True, kw_only=True):
     """How to run one backend as a process of its own. Made by a plugin's `llm_hub_launch`, without any I/O.
 
-    `command` is what a local process executes; "{host}" and "{port}" in it and in `environment` stand for where to
-    listen. `environment` is what it needs beside what it inherits; a value may be `API_KEY`, or name a variable of the
+    `command` is what a local process executes; "{host}", "{port}" and "{address}" (both) in it and in `environment`
+    stand for where to listen. `environment` is what it needs beside what it inherits; a value may be `API_KEY`, or name a variable of the
     operator as "${NAME}". `health_path` answers 200 once it lives. `models` must be there to serve, `fetch` are commands
     that get them. `drain` is how long it lets calls end that run when it is told to stop, `stop_grace` how long to wait
     before it is killed (longer than `drain`), `start_timeout` how long it may take until its model is in memory; all in
@@ -138,9 +138,10 @@ class LaunchSpec(msgspec.Struct, frozen=True, kw_only=True):
 
     def listening(self, host: str, port: int) -> LaunchSpec:
         """The same with a place to listen on."""
+        address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
         def at(text: str) -> str:
-            return text.replace("{host}", host).replace("{port}", str(port))
+            return text.replace("{host}", host).replace("{port}", str(port)).replace("{address}", address)
 
         return msgspec.structs.replace(
             self,

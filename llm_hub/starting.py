@@ -108,28 +108,26 @@ def described(runtime: Runtime) -> tuple[str, ...]:
 def _one(runtime: Runtime, name: str, devices: Devices) -> Startable | NotStarted:
     plugin = runtime.registry.get(runtime.plugin_name(name))
     config = runtime.config(name)
+    urls = set(config.base_urls.values()) or {plugin.manifest.default_url} - {None}
+    # Where it is comes first: what is not ours to start need not be such that it could be started.
+    for url in sorted(filter(None, urls)):
+        parts = urlsplit(url)
+        if parts.scheme != "http" or parts.path.strip("/") or parts.hostname is None:
+            reason = f"something stands before it ({url} is no plain http://host:port), so it is not ours to start"
+            return NotStarted(name=name, reason=reason)
+        if not is_local(parts.hostname):
+            return NotStarted(name=name, reason=f"{parts.hostname} is not this machine, so it is not ours to start")
     spec = plugin.launch(config, devices)
-    if spec is None:
+    if spec is None or not urls:
         return NotStarted(name=name, reason=f"it needs no process of its own ({plugin.name} runs in the caller's)")
-    urls = set(config.base_urls.values()) or {plugin.manifest.default_url or ""}
     if len(urls) > 1:
         return NotStarted(
             name=name,
-            reason=f"it has several addresses ({', '.join(sorted(urls))}), and one process listens on one",
+            reason=f"it has several addresses ({', '.join(sorted(filter(None, urls)))}), and one process listens on one",
             hint=f'Make a backend of each: [backends.{name}-embedding] plugin = "{plugin.name}".',
             wrong=True,
         )
-    (url,) = urls
-    parts = urlsplit(url)
-    if parts.scheme != "http" or parts.path.strip("/") or parts.hostname is None:
-        return NotStarted(
-            name=name,
-            reason=f"something stands before it ({url} is no plain http://host:port), so it is not ours to start",
-        )
-    port = parts.port or 80
-    host = parts.hostname
-    if not is_local(host):
-        return NotStarted(name=name, reason=f"{host} is not this machine, so it is not ours to start")
+    host, port = parts.hostname or "", parts.port or 80
     capabilities = tuple(one for one in Capability if runtime.offers(name, one) and one in config.models)
     if not capabilities:
         capabilities = tuple(one for one in Capability if runtime.offers(name, one))[:1]

@@ -294,6 +294,14 @@ def test_one_that_is_asked_for_by_name_and_cannot_be_started_is_an_error() -> No
     assert choose({"a": {"base_url": "http://127.0.0.1:1"}, "b": {}}, only=["a"])[0] == {"a": "http://127.0.0.1:1"}
 
 
+def test_what_is_elsewhere_need_not_be_such_that_it_could_be_started() -> None:
+    settings = Settings.of(backends={"vllm": {"base_url": "http://192.0.2.1:8000"}}, plugins=["vllm"])
+    with Hub(settings) as hub:
+        found, (other,) = startable(hub.runtime)
+    assert found == ()
+    assert not other.wrong, "that it names no model is right: the server has but one"
+
+
 def test_two_backends_on_one_port_are_an_error_that_offers_another() -> None:
     with pytest.raises(SettingsError, match="'a' and 'b' would both listen on port 8001") as wrong:
         choose({"a": {"base_url": "http://127.0.0.1:8001"}, "b": {"base_url": "http://localhost:8001"}})

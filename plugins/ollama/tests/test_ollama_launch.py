@@ -29,6 +29,7 @@ def test_it_listens_where_it_is_told_to_and_keeps_its_models_in_memory() -> None
     spec = described().listening("127.0.0.1", 11500)
     assert spec.command == ("ollama", "serve")
     assert spec.environment["OLLAMA_HOST"] == "127.0.0.1:11500"
+    assert described().listening("::1", 11434).environment["OLLAMA_HOST"] == "[::1]:11434"
     assert spec.environment["OLLAMA_KEEP_ALIVE"] == "-1"
     assert spec.environment["OLLAMA_MAX_LOADED_MODELS"] == "2"
     assert spec.models == ("llava:7b", "nomic-embed-text")

@@ -49,7 +49,7 @@ def launch(config: BackendConfig, settings: OllamaSettings, devices: Devices) ->
         notes.append("Ollama knows no limit of GPU memory: `memory` is what the plan counts on, and is only checked")
     return LaunchSpec(
         command=("ollama", "serve"),
-        environment={"OLLAMA_HOST": "{host}:{port}", **environment},
+        environment={"OLLAMA_HOST": "{address}", **environment},
         health_path="/api/version",
         devices=devices,
         container=Container(
