@@ -9,12 +9,13 @@ from typing import Any
 import msgspec
 import pytest
 
+from llm_hub.call import Call
 from llm_hub.capabilities import Capability, Feature
 from llm_hub.dialect import HttpReply, HttpRequest
 from llm_hub.errors import BackendLoading, ContextOverflow, HubError, InvalidRequest, ModelNotFound
 from llm_hub.http_backend import HttpBackend
 from llm_hub.manifest import PluginManifest
-from llm_hub.messages import ChatRequest, ChatResponse, Message, Usage
+from llm_hub.messages import ChatRequest, ChatResponse, Message, TokenCount, Usage
 from llm_hub.openai_dialect import OpenAIStreamDecoder
 from llm_hub.testing import FakeVLLM
 from llm_hub.testing.conformance import run_suite, text_answers, text_features
@@ -139,6 +140,12 @@ class CountsWrongly(VLLMDialect):
     def decode_chat(self, request: ChatRequest, reply: HttpReply) -> ChatResponse:
         response = super().decode_chat(request, reply)
         return msgspec.structs.replace(response, usage=Usage(prompt_tokens=1, completion_tokens=1))
+
+
+@breaks("count-tokens")
+class CountsByTheCharacter(HttpBackend):
+    def count_tokens(self, request: ChatRequest, call: Call) -> TokenCount:
+        return TokenCount(tokens=len(request.messages[-1].text))
 
 
 @breaks("context-overflow")

@@ -202,6 +202,25 @@ def usage(bench: TextBench) -> None:
         expect(len(set(told.values())) == 1, f"prompt and completion tokens of one exchange differ by its way: {told}")
 
 
+@RULES.rule(
+    "count-tokens",
+    "A prompt is counted as it is billed, and what is an estimate says so.",
+    remedy="Count with the server's own tokenizer and the model's template, or leave count_tokens out: the hub estimates then.",
+)
+def count_tokens(bench: TextBench) -> None:
+    """By way of the hub, blocking and async, beside what an answer says."""
+    billed = bench.ended("chat").given().usage.prompt_tokens
+    text = bench.hub.text()
+    counts = {
+        "count_tokens": text.count_tokens(bench.requirements.short),
+        "acount_tokens": bench.run(text.acount_tokens(bench.requirements.short)),
+    }
+    for way, count in counts.items():
+        expect(count.tokens > 0, f"{way} gave {count.tokens} tokens")
+        right = not count.exact or billed is None or count.tokens == billed
+        expect(right, f"{way} says that it is exactly {count.tokens} tokens; an answer said {billed}")
+
+
 # -- what is refused --------------------------------------------------------------------------------------------------
 
 
