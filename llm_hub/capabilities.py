@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import AsyncIterator, Iterator
-from typing import Protocol, TypeAlias, runtime_checkable
+from collections.abc import AsyncIterator, Iterator, Mapping
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import msgspec
 
@@ -103,7 +103,8 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     """One model of a backend, as far as the backend tells. Lengths in tokens, size in bytes.
 
     `features` and `capabilities` None: the backend does not say, so nothing is ruled out. `degraded` says what is not as
-    it should be (it runs on the CPU, another server runs it).
+    it should be (it runs on the CPU, another server runs it). `header` is what the model's GGUF file says of itself, by its
+    keys, where the backend tells that.
     """
 
     name: str
@@ -117,6 +118,7 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     size: int | None = None
     aliases: tuple[str, ...] = ()
     degraded: str | None = None
+    header: Mapping[str, Any] = {}
 
 
 class Probe(msgspec.Struct, frozen=True, kw_only=True):

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from llm_hub.capabilities import ModelInfo
+from llm_hub.gguf import read_header
 from llm_hub.gpu.facts import ModelFacts, facts_from_config, facts_from_gguf
 from llm_hub.gpu.memory import Estimate, estimate, kv_cache
 from llm_hub.gpu.models import Unknown, find_facts
@@ -193,6 +194,14 @@ def test_what_only_the_server_has_is_known_by_its_size_alone() -> None:
     facts = found("llava:7b", served=ModelInfo(name="llava:7b", size=4_700_000_000))
     assert made(facts).lower_bound
     assert made(facts).weights == 4_700_000_000
+
+
+def test_what_the_server_tells_of_its_header_is_as_good_as_the_file() -> None:
+    header = read_header(TINY)
+    facts = found("tiny", served=ModelInfo(name="tiny", size=header.size, header=header.about))
+    here = found(str(TINY))
+    assert (facts.cache, facts.heads, facts.bounds) == (here.cache, here.heads, ())
+    assert found("odd", served=ModelInfo(name="odd", size=7, header={"general.architecture": "x"})).bounds
 
 
 def test_what_is_not_here_is_unknown_and_says_what_to_do() -> None:

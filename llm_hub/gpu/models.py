@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -14,7 +15,7 @@ import msgspec
 from llm_hub.capabilities import ModelInfo
 from llm_hub.errors import BackendFailed
 from llm_hub.gguf import read_header
-from llm_hub.gpu.facts import ModelFacts, facts_from_config, facts_of_header
+from llm_hub.gpu.facts import ModelFacts, facts_from_config, facts_from_gguf, facts_of_header
 from llm_hub.hub_cache import cached
 
 __all__ = ["Unknown", "find_facts"]
@@ -34,8 +35,8 @@ class Unknown(msgspec.Struct, frozen=True, kw_only=True):
 def find_facts(name: str, *, served: ModelInfo | None = None) -> ModelFacts | Unknown:
     """What is known of the model of this name. Nothing is fetched.
 
-    In turn: a file or folder of this name, the cache of the Hugging Face clients, the store of Ollama; then the size that the server told
-    of it (`served`), from which the weights are known and nothing else.
+    In turn: a file or folder of this name, the cache of the Hugging Face clients, the store of Ollama; then what the server told of
+    it (`served`): its header, or its size alone, from which the weights are known and nothing else.
     """
     try:
         for path in _places(name):
@@ -44,6 +45,9 @@ def find_facts(name: str, *, served: ModelInfo | None = None) -> ModelFacts | Un
                 return found
     except (OSError, ValueError, BackendFailed) as error:
         return Unknown(reason=f"what is here of {name!r} cannot be read: {error}", hint="Fetch it again.")
+    if served is not None and served.size and served.header:
+        with contextlib.suppress(ValueError):  # a header of which nothing is understood
+            return facts_from_gguf(served.header, weights=served.size, source="its server")
     if served is not None and served.size:
         return ModelFacts(
             architecture="unknown",

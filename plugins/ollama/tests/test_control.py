@@ -94,13 +94,29 @@ def probe(
 # -- models ---------------------------------------------------------------------------------------------------------
 
 
+def test_of_the_configured_models_their_headers_are_asked_for(recordings: dict[str, Recording]) -> None:
+    names = ("tags", "ps_loaded", "show_embedding", "show_text")
+    dialect = OllamaDialect(configured=["smollm2-tools:135m"])
+    show = msgspec.json.encode({"model_info": {"general.architecture": "llama", "llama.block_count": 30}})
+    recorded = replay(recordings[name] for name in names)
+
+    def server(request: HttpRequest) -> Answer:
+        return HttpReply(200, {}, show) if b"smollm2-tools" in (request.body or b"") else recorded(request)
+
+    found, asked = converse(dialect.models(), server)
+    assert asked.count("POST /api/show") == 3
+    assert found[0].header["llama.block_count"] == 30
+
+
 def test_the_recorded_models_are_described_without_loading_any(recordings: dict[str, Recording]) -> None:
     names = ("tags", "ps_loaded", "show_embedding", "show_text")
     found, asked = converse(OllamaDialect().models(), replay(recordings[name] for name in names))
     # The list lacks the lengths of the embedding model and calls it "completion"; /api/show knows better. So both
     # models that it calls that and nothing more are looked at.
     assert asked == ["GET /api/tags", "GET /api/ps", "POST /api/show", "POST /api/show"]
-    assert found == (
+    assert [one.header.get("general.architecture") for one in found] == [None, "bert", "llama"]
+    assert not any(key.startswith("tokenizer.") for one in found for key in one.header)
+    assert tuple(msgspec.structs.replace(one, header={}) for one in found) == (
         ModelInfo(
             name="smollm2-tools:135m",
             capabilities=frozenset({Capability.TEXT}),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import msgspec
 
 from llm_hub.capabilities import Capability, ModelInfo, Probe, Rung
@@ -14,7 +16,7 @@ from llm_hub_ollama.failures import error_of_reply, model_missing
 from llm_hub_ollama.models import find, info, needs_show, spill
 from llm_hub_ollama.request import ChatEncoder
 from llm_hub_ollama.response import read_chat
-from llm_hub_ollama.settings import OllamaSettings, short_name
+from llm_hub_ollama.settings import OllamaSettings, canonical_name, short_name
 from llm_hub_ollama.wire import RunningModels, Shown, StoredModels, Version, decode
 
 __all__ = ["CHAT", "climb", "list_models"]
@@ -25,8 +27,12 @@ _PS = HttpRequest("GET", "/api/ps")
 _VERSION = HttpRequest("GET", "/api/version")
 
 
-def list_models(settings: OllamaSettings) -> Conversation[tuple[ModelInfo, ...]]:
-    """The models, from the list and, where that leaves something out, from `/api/show`. Neither loads a model."""
+def list_models(settings: OllamaSettings, *, configured: Iterable[str] = ()) -> Conversation[tuple[ModelInfo, ...]]:
+    """The models, from the list and, for those `configured` and where it leaves something out, from `/api/show`.
+
+    Neither loads a model.
+    """
+    known = {canonical_name(name) for name in configured}
     stored = decode(_good((yield _TAGS)), StoredModels).models or []
     reply = yield _PS
     # Other servers that speak this API may lack the route; then nothing is known about what is loaded.
@@ -35,7 +41,7 @@ def list_models(settings: OllamaSettings) -> Conversation[tuple[ModelInfo, ...]]
     found: list[ModelInfo] = []
     for model in stored:
         shown = None
-        if needs_show(model):
+        if needs_show(model) or (canonical_name(model.name) in known and model.remote_host is None):
             reply = yield _show(model.name)
             if reply.status == 200:  # it may have been deleted since it was listed
                 shown = decode(reply.body, Shown)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from llm_hub.capabilities import Capability, Feature, ModelInfo, Probe, Rung
 from llm_hub.dialect import Conversation, HttpReply, HttpRequest
 from llm_hub.errors import HubError
@@ -23,11 +25,19 @@ class OllamaDialect:
     """Requests to and answers of `/api/chat` and `/api/embed`, and the questions about models and health.
 
     Fulfils `EmbeddingDialect`. `capability` is what the backend is for: its probe asks a model for embeddings to embed.
+    `configured` are the models of the backend, of which more is asked than the list tells.
     Source of the protocol facts: docs/api.md and the sources of Ollama, up to 0.33, and recordings of 0.32.15.
     """
 
-    def __init__(self, settings: OllamaSettings | None = None, *, capability: Capability = Capability.TEXT) -> None:
+    def __init__(
+        self,
+        settings: OllamaSettings | None = None,
+        *,
+        capability: Capability = Capability.TEXT,
+        configured: Iterable[str] = (),
+    ) -> None:
         self.settings = settings or OllamaSettings()
+        self.configured = tuple(dict.fromkeys(configured))
         self.capability = capability
         self._encoder = ChatEncoder(self.settings)
 
@@ -69,7 +79,7 @@ class OllamaDialect:
 
     def models(self) -> Conversation[tuple[ModelInfo, ...]]:
         """The models on the server's disk. Asking loads none."""
-        return list_models(self.settings)
+        return list_models(self.settings, configured=self.configured)
 
     def probe(self, rung: Rung, model: str | None) -> Conversation[Probe]:
         """Climb the health ladder; see `climb` for what each rung asks."""

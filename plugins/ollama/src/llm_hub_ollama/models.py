@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from llm_hub.capabilities import Capability, Feature, ModelInfo
 from llm_hub_ollama.settings import OllamaSettings, canonical_name, short_name
@@ -105,7 +105,14 @@ def info(
         size=stored.size,
         aliases=(short_name(stored.name),) if stored.name.endswith(":latest") else (),
         degraded=degraded,
+        header=_header(shown),
     )
+
+
+def _header(shown: Shown | None) -> dict[str, Any]:
+    """What tells of the model's size, without its tokenizer."""
+    told = (shown.model_info if shown is not None else None) or {}
+    return {key: value for key, value in told.items() if not key.startswith("tokenizer.") and value is not None}
 
 
 def _capabilities(names: list[str] | None) -> frozenset[Capability] | None:

@@ -106,7 +106,7 @@ def _backend(capability: Capability, config: BackendConfig, context: BuildContex
     from llm_hub_ollama.dialect import OllamaDialect
 
     return HttpBackend(
-        OllamaDialect(_settings(config), capability=capability),
+        OllamaDialect(_settings(config), capability=capability, configured=config.models.values()),
         config=_without_api_path(config),
         context=context,
         capability=capability,
