@@ -115,9 +115,9 @@ class LaunchSpec(msgspec.Struct, frozen=True, kw_only=True):
     """How to run one backend as a process of its own. Made by a plugin's `llm_hub_launch`, without any I/O.
 
     `command` is what a local process executes; "{host}", "{port}" and "{address}" (both) in it and in `environment`
-    stand for where to listen. `environment` is what it needs beside what it inherits; a value may be `API_KEY`, or name a variable of the
-    operator as "${NAME}". `health_path` answers 200 once it lives. `models` must be there to serve, `fetch` are commands
-    that get them. `drain` is how long it lets calls end that run when it is told to stop, `stop_grace` how long to wait
+    stand for where to listen. `environment` is what it needs beside what it inherits; a value may be `API_KEY`, or name
+    a variable of the operator as "${NAME}". `health_path` answers 200 once it lives. `models` must be there to serve,
+    `fetch` are commands that get them, in the same environment, while it runs. `drain` is how long it lets calls end that run when it is told to stop, `stop_grace` how long to wait
     before it is killed (longer than `drain`), `start_timeout` how long it may take until its model is in memory; all in
     seconds. `notes` are for the operator. `needs` is what it asks of its GPUs; how it is made to see them is not the plugin's
     concern: see `Devices.environment`.

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
+import subprocess
 import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 import msgspec
 
@@ -65,7 +66,8 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
 class Supervisor:
     """Runs backends until it is told to stop. One thread a backend; `run` waits for them all.
 
-    `check` looks, when a backend serves and now and then, at whether it runs where it should (see `llm_hub.drift`).
+    `check` looks, when a backend serves and now and then, at whether it runs where it should (see `llm_hub.drift`). With
+    `fetch`, models that are missing are fetched, by the commands of the backend's LaunchSpec.
     """
 
     def __init__(
@@ -78,11 +80,13 @@ class Supervisor:
         policy: Policy | None = None,
         environ: Mapping[str, str] | None = None,
         check: Check | None = None,
+        fetch: bool = False,
     ) -> None:
         self._runtime = runtime
         self._register = register
         self._say = say
         self._check = check
+        self._fetch = fetch
         self._policy = policy or Policy()
         self._environ = dict(os.environ if environ is None else environ)
         self._asked = 0
@@ -193,6 +197,7 @@ class _Keeper:
         self._policy = supervisor._policy
         self._failures = 0
         self._checked = 0.0
+        self._fetched = False
         self._drift: tuple[str, str] | None = None
         self._process: Process | None = None
 
@@ -276,12 +281,33 @@ class _Keeper:
             pause = min(0.5, pause * 1.5)
             if self._probe(Rung.ALIVE, self._policy.answer) is None:
                 continue
+            if self._supervisor._fetch and not self._fetched:
+                until += self._fetch_models(process)
+                left = until - time.monotonic()
             worst = self._probe(Rung.LOADED, left, process=process)
             if worst is None or (not worst.ok and self._is_loading()):
                 continue
             self._tell_health(worst, first=True)
             return None
         return "stopped"
+
+    def _fetch_models(self, process: Process) -> float:
+        """Fetch the models that are missing, if any; how long that took, in seconds. What it says goes into the log."""
+        began = time.monotonic()
+        self._fetched = True
+        present = self._probe(Rung.MODEL_PRESENT, self._policy.answer)
+        if present is None or present.ok:
+            return time.monotonic() - began
+        supervisor = self._supervisor
+        environ = environment(self.one, supervisor._environ, supervisor._runtime.settings.backends.values())
+        for command in self.one.spec.fetch:
+            self._become("starting", f"fetching: {' '.join(command)}")
+            with supervisor._register.log(self.name).open("ab") as log:
+                done = _run(command, environ, log, until=lambda: supervisor._stopping.is_set() or process.wait(0))
+            if done != 0:
+                self._become("starting", f"{' '.join(command)} failed ({_code(done)})", hint="Its log says why.")
+                break
+        return time.monotonic() - began
 
     def _watch(self, process: Process) -> str:
         """Wait for its end, and ask it now and then how it is."""
@@ -402,6 +428,19 @@ class _Watcher:
         self._done.set()
         if self._thread is not None:
             self._thread.join()
+
+
+def _run(command: Sequence[str], environ: Mapping[str, str], log: IO[bytes], *, until: Callable[[], bool]) -> int:
+    """Run a command to its end, or until there is no more use in it; its exit code."""
+    try:
+        process = subprocess.Popen(command, env=environ, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT)
+    except OSError:
+        return 127
+    while process.poll() is None:
+        if until():
+            process.kill()
+        time.sleep(0.05)
+    return process.returncode
 
 
 def _code(code: int | None) -> str:

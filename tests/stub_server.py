@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import socket
 import sys
@@ -31,6 +32,7 @@ while True:
         if time.monotonic() < loaded:
             status, body = "503 Unavailable", json.dumps({"error": {"message": "Loading model", "code": 503}})
         elif path == b"/v1/models":
-            body = json.dumps({"data": [{"id": given.get("--model", "m")}]})
+            there = "--needs" not in given or os.path.exists(given["--needs"])
+            body = json.dumps({"data": [{"id": given.get("--model", "m")}] if there else []})
         head = f"HTTP/1.1 {status}\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\nconnection: close\r\n\r\n"
         connection.sendall((head + body).encode())

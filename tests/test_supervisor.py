@@ -39,6 +39,7 @@ class Stub:
     def __init__(self) -> None:
         self.how: dict[str, list[str]] = {}
         self.grace = 2.0
+        self.fetched: Path | None = None
 
     @hookimpl
     def llm_hub_manifest(self) -> PluginManifest:
@@ -62,6 +63,7 @@ class Stub:
             devices=devices,
             stop_grace=self.grace,
             start_timeout=10,
+            fetch=(("sh", "-c", f"echo fetching; touch {self.fetched}"),) if self.fetched else (),
         )
 
 
@@ -192,6 +194,18 @@ def test_a_load_is_waited_for_and_a_missing_model_is_degraded(up: Up) -> None:
     assert "does not have the model 'm'" in degraded.text
     up.wait("slow", "ready")
     assert [one.state for one in up.events if one.backend == "slow"] == ["starting", "ready"]
+
+
+def test_models_that_are_missing_are_fetched_if_that_is_wanted(up: Up, tmp_path: Path) -> None:
+    up.plugin.fetched = tmp_path / "fetched"
+    up.plugin.how["a"] = ["--needs", str(up.plugin.fetched)]
+    up.start("a", "b", fetch=True)
+    up.wait("b", "ready")
+    up.wait("a", "ready")
+    assert up.plugin.fetched.exists()
+    fetching = [one.backend for one in up.events if one.text.startswith("fetching: sh -c")]
+    assert fetching == ["a"], "what is there is not fetched"
+    assert "fetching" in (up.folder / "logs" / "a.log").read_text()
 
 
 def test_one_that_is_not_as_planned_is_degraded_with_the_reason_until_it_is(up: Up) -> None:

@@ -26,8 +26,9 @@ _COLOURS = {"ready": "green", "degraded": "yellow", "restarting": "yellow", "unr
 
 @click.command("up")
 @click.option("--only", multiple=True, metavar="NAME", help="Start this backend alone; may be repeated.")
+@click.option("--fetch", is_flag=True, help="Fetch models that are missing, where the server can (ollama pull).")
 @click.pass_context
-def command(ctx: click.Context, *, only: tuple[str, ...]) -> None:
+def command(ctx: click.Context, *, only: tuple[str, ...], fetch: bool) -> None:
     """Start the backends of the settings file as processes of this machine, and keep them running.
 
     Started are those whose address is of this machine and whose plugin says how. One that ends is started again. Ctrl-C (or
@@ -67,7 +68,7 @@ def command(ctx: click.Context, *, only: tuple[str, ...]) -> None:
                 return ("; ".join(map(str, wrong)), wrong[0].fix) if wrong else None
 
             environ = without_exclusive(os.environ, plan)
-            supervisor = Supervisor(runtime, found, register, say=_say, check=check, environ=environ)
+            supervisor = Supervisor(runtime, found, register, say=_say, check=check, environ=environ, fetch=fetch)
             shown(f"logs: {register.logs}", dim=True)
             with _signals(supervisor):
                 fine = supervisor.run()
