@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -78,12 +77,12 @@ def conversation(bench: TextBench) -> None:
         Message(role="user", content="What is the capital of Japan?"),
     ]
     for way in bench.ways:
-        count = len(bench.server.requests) if bench.server is not None else 0
+        mark = bench.mark()
         response = _asked(bench, way, turns).given()
         if bench.exact:
             expect(response.text == "The capital of Japan is Tokyo.", f"{way} answered {response.text!r}")
-        if bench.server is not None:
-            sent = " ".join(_texts([_body(one) for one in bench.server.requests[count:]]))
+        if (values := bench.sent(mark)) is not None:
+            sent = " ".join(value for value in values if isinstance(value, str))
             places = [sent.find(turn.text) for turn in turns]
             expect(
                 min(places) >= 0 and places == sorted(places), f"{way} sent {sent!r:.300}, not all turns in their order"
@@ -98,30 +97,14 @@ def conversation(bench: TextBench) -> None:
 def unicode(bench: TextBench) -> None:
     """The model repeats what it does not know."""
     text = "Grüße aus 東京: naïve 🙂 café «ёж»"
+    mark = bench.mark()
     for way in bench.ways:
         response = _asked(bench, way, text, at_most=60).given()
         if bench.exact and bench.server is not None:
             expect(text in response.text, f"{way} answered {response.text!r} to {text!r}, which the model repeats")
-    if bench.server is not None:
-        sent = " ".join(_texts([_body(one) for one in bench.server.requests]))
+    if (values := bench.sent(mark)) is not None:
+        sent = " ".join(value for value in values if isinstance(value, str))
         expect(text in sent, f"the text {text!r} did not reach the server as it was")
-
-
-def _body(request: Any) -> Any:
-    """The body of a request as JSON, None if it is none."""
-    try:
-        return json.loads(request.body) if request.body else None
-    except ValueError:
-        return None
-
-
-def _texts(value: Any) -> list[str]:
-    """All texts within JSON, in their order."""
-    if isinstance(value, str):
-        return [value]
-    if isinstance(value, dict):
-        value = list(value.values())
-    return [text for one in value for text in _texts(one)] if isinstance(value, list) else []
 
 
 # -- where it ends ----------------------------------------------------------------------------------------------------
@@ -303,21 +286,14 @@ def parameters(bench: TextBench) -> None:
     if bench.requirements.stops:
         wanted["stop"] = ("ptarmigan",)
     for way in bench.ways:
-        count = len(bench.fake.requests)
+        mark = bench.mark()
         _asked(bench, way, **wanted).given()
-        values = [value for one in bench.fake.requests[count:] for value in _values(_body(one))]
+        values = bench.sent(mark) or []
         for name, value in wanted.items():
             sent = value[0] if isinstance(value, tuple) else value
             expect(sent in values, f"{way}: {name}={sent!r} is nowhere in what was sent")
         if bench.model is not None:
             expect(bench.model in values, f"{way}: the model {bench.model!r} is nowhere in what was sent")
-
-
-def _values(value: Any) -> list[Any]:
-    """All that JSON holds."""
-    if isinstance(value, dict):
-        value = list(value.values())
-    return [inner for one in value for inner in _values(one)] if isinstance(value, list) else [value]
 
 
 # -- many at once -----------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -164,6 +165,16 @@ class TextBench(Bench[TextRequirements]):
         """Conversations by way of the hub."""
         return self.hub.text()
 
+    def mark(self) -> int:
+        """How many requests the kit's server has had so far; 0 without one."""
+        return len(self.server.requests) if self.server is not None else 0
+
+    def sent(self, mark: int) -> list[Any] | None:
+        """All values in the bodies that the kit's server was sent since that mark, in their order; None without a server."""
+        if self.server is None:
+            return None
+        return [value for request in self.server.requests[mark:] for value in _values(_body(request.body))]
+
     def hub_ask(self, way: str, prompt: Prompt, **options: Any) -> ChatResponse:
         """The whole answer by way of the hub, as a service would ask."""
         messages: Any = prompt if isinstance(prompt, str) else list(prompt)
@@ -186,3 +197,18 @@ class TextBench(Bench[TextRequirements]):
                 return stream.response
 
         return self.run(later())
+
+
+def _body(data: bytes) -> Any:
+    """A body as JSON, None if it is none."""
+    try:
+        return json.loads(data) if data else None
+    except ValueError:
+        return None
+
+
+def _values(value: Any) -> list[Any]:
+    """All that JSON holds, in its order."""
+    if isinstance(value, dict):
+        value = list(value.values())
+    return [inner for one in value for inner in _values(one)] if isinstance(value, list) else [value]

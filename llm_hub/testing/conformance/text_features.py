@@ -11,7 +11,6 @@ from llm_hub.errors import UnsupportedFeature
 from llm_hub.messages import ChatResponse, Message, ResponseFormat, Tool
 from llm_hub.testing.conformance.bench import Ended
 from llm_hub.testing.conformance.rules import RuleBook, expect, not_here
-from llm_hub.testing.conformance.text_answers import _body, _values
 from llm_hub.testing.conformance.text_bench import TextBench
 
 __all__ = ["RULES"]
@@ -69,11 +68,10 @@ def system(bench: TextBench) -> None:
         Message(role="user", content=bench.requirements.short),
     ]
     for way in bench.ways:
-        count = len(bench.server.requests) if bench.server is not None else 0
+        mark = bench.mark()
         response = _ask(bench, way, turns)
         expect(response.text, f"{way} gave no answer")
-        if bench.server is not None:
-            sent = [value for one in bench.server.requests[count:] for value in _values(_body(one))]
+        if (sent := bench.sent(mark)) is not None:
             found = [value for value in sent if isinstance(value, str) and "ptarmigan" in value]
             expect(found, f"{way}: the system message is nowhere in what was sent")
 
@@ -276,13 +274,12 @@ def grammar(bench: TextBench) -> None:
     """Two words."""
     wanted = 'root ::= "ptarmigan" | "capercaillie"'
     for way in bench.ways:
-        count = len(bench.server.requests) if bench.server is not None else 0
+        mark = bench.mark()
         request = bench.request(bench.requirements.short, response_format=ResponseFormat.grammar(wanted))
         ended = Ended(lambda way=way, request=request: bench.ask(way, request), f"{way} with a grammar")  # type: ignore[misc]
         if isinstance(ended.error, UnsupportedFeature):
             raise ended.error
-        if bench.server is not None:
-            sent = [value for one in bench.server.requests[count:] for value in _values(_body(one))]
+        if (sent := bench.sent(mark)) is not None:
             expect(wanted in sent, f"{way}: the grammar is nowhere in what was sent")
         else:
             text = ended.given().text
@@ -331,11 +328,10 @@ def effort(bench: TextBench) -> None:
     model = bench.requirements.reasoning_model or bench.model
     for way in bench.ways:
         for wanted in ("low", "medium", "high"):
-            count = len(bench.server.requests) if bench.server is not None else 0
+            mark = bench.mark()
             response = _ask(bench, way, "What is the capital of Japan?", reasoning=wanted, model=model)
             expect(response.text or response.reasoning, f"{way} with reasoning={wanted!r} gave nothing")
-            if bench.server is not None:
-                sent = [value for one in bench.server.requests[count:] for value in _values(_body(one))]
+            if (sent := bench.sent(mark)) is not None:
                 expect(wanted in sent, f"{way}: the effort {wanted!r} is nowhere in what was sent")
 
 
@@ -368,13 +364,12 @@ def seed(bench: TextBench) -> None:
     """Looked for at the server, and tried."""
     _must_be_seen(bench, Feature.SEED)
     for way in bench.ways:
-        count = len(bench.server.requests) if bench.server is not None else 0
+        mark = bench.mark()
         first, second = (
             _ask(bench, way, "Tell me a joke.", temperature=1.0, seed=7919, at_most=24).text for _ in range(2)
         )
         expect(first == second, f"{way} with one seed said {first!r} and then {second!r}")
-        if bench.server is not None:
-            sent = [value for one in bench.server.requests[count:] for value in _values(_body(one))]
+        if (sent := bench.sent(mark)) is not None:
             expect(7919 in sent, f"{way}: the seed is nowhere in what was sent")
 
 
@@ -408,11 +403,10 @@ def penalties(bench: TextBench) -> None:
     """Looked for at the server."""
     _must_be_seen(bench, Feature.PENALTIES)
     for way in bench.ways:
-        count = len(bench.server.requests) if bench.server is not None else 0
+        mark = bench.mark()
         response = _ask(bench, way, bench.requirements.short, presence_penalty=0.3125, frequency_penalty=0.4375)
         expect(response.text, f"{way} with penalties gave nothing")
-        if bench.server is not None:
-            sent = [value for one in bench.server.requests[count:] for value in _values(_body(one))]
+        if (sent := bench.sent(mark)) is not None:
             for name, value in (("presence_penalty", 0.3125), ("frequency_penalty", 0.4375)):
                 expect(value in sent, f"{way}: {name}={value} is nowhere in what was sent")
 
@@ -448,12 +442,12 @@ def undeclared(bench: TextBench) -> None:
     bench.hub_ask("chat", bench.requirements.short)  # what has to be found out about the model is found out now
     for feature in missing:
         for way in bench.ways:
-            count = len(bench.server.requests) if bench.server is not None else 0
+            mark = bench.mark()
             ended = Ended(
                 lambda way=way, feature=feature: bench.hub_ask(way, "ping", **_ASKING[feature]),  # type: ignore[misc]
                 f"{way} by way of the hub, asked for {feature},",
             )
             error = ended.raised(UnsupportedFeature)
             expect(str(feature) in str(error), f"{ended}: the error does not name {feature}")
-            sent = len(bench.server.requests) - count if bench.server is not None else 0
+            sent = bench.mark() - mark
             expect(sent == 0, f"{ended.what} sent {sent} requests all the same")
