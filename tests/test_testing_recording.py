@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import os
 import re
 import signal
@@ -218,7 +219,10 @@ def test_names_of_secrets(name: str) -> None:
     assert is_secret_name(name)
 
 
-@pytest.mark.parametrize("name", ["max_tokens", "tokens", "keep_alive", "author", "keyword", "logit_bias", "model", ""])
+@pytest.mark.parametrize(
+    "name",
+    ["max_tokens", "tokens", "keep_alive", "author", "keyword", "logit_bias", "eos_token", "nextToken", "model", ""],
+)
 def test_names_that_are_none(name: str) -> None:
     assert not is_secret_name(name)
 
@@ -233,6 +237,23 @@ def test_masking_keeps_every_boundary_and_finds_what_is_cut_in_two(pieces: list[
     assert list(map(len, clean)) == list(map(len, chunks))
     assert whole not in b"".join(clean)
     assert b"*" * len(whole) in b"".join(clean)
+
+
+def test_a_compressed_answer_is_recorded_as_what_is_in_it_without_its_secrets(tmp_path: Path) -> None:
+    packed = gzip.compress(b'{"you sent": "token-value-0001", "text": "' + b"abc " * 200 + b'"}')
+
+    def handler(request: Any) -> Reply:
+        headers = {"content-type": "application/json", "content-encoding": "gzip"}
+        return Reply(200, headers, [packed[:20], packed[20:]])
+
+    with FakeServer(handler) as server, RecordingProxy(server.url, tmp_path) as proxy:
+        reply = httpx.get(f"{proxy.url}/x", headers={"x-token": "token-value-0001"}, verify=CONTEXT)
+        (recording,) = proxy.wait_for_recordings(1)
+    assert reply.json()["you sent"] == "token-value-0001"
+    assert b"token-value" not in on_disk(tmp_path)
+    assert recording.body.startswith(b'{"you sent": "****************", "text": "abc abc')
+    with ReplayServer([recording]) as replay:
+        assert httpx.get(f"{replay.url}/x", verify=CONTEXT).json()["text"] == reply.json()["text"]
 
 
 def test_an_ordinary_word_that_serves_as_a_key_is_left_alone_elsewhere(tmp_path: Path) -> None:
@@ -293,6 +314,16 @@ def test_a_client_that_leaves_ends_the_exchange_upstream_and_keeps_what_it_got(t
             server.wait_for_connections(0)
     assert recording.response.transport_error == "the client left"
     assert recording.body == b"first"
+
+
+def test_a_recording_that_is_stopped_in_the_midst_says_so(tmp_path: Path) -> None:
+    with FakeServer(lambda request: Reply(body=[b"first", Hang()])) as server:
+        proxy = RecordingProxy(server.url, tmp_path)
+        proxy.start()
+        with httpx.Client(verify=CONTEXT) as client, client.stream("GET", proxy.url) as response:
+            assert next(response.iter_raw()) == b"first"
+            proxy.close()
+        assert load(tmp_path / "root.json").response.transport_error == "the recording was stopped"
 
 
 def test_a_character_that_is_cut_in_two_keeps_its_bytes(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import re
 import ssl
 import threading
 import time
+import zlib
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -60,7 +61,8 @@ class RecordingProxy(FakeServer):
     ca_file: certificates to trust beside the usual ones, for https.
     on_recording: called in the server's loop with each recording and its path (None without a folder).
 
-    The server is asked for uncompressed answers, because a recording holds text. If it cannot be reached, the client's
+    The server is asked for uncompressed answers, because a recording holds text; what comes compressed all the same is
+    recorded as what was in it. If it cannot be reached, the client's
     connection is reset and the recording says why. If the client leaves first, what it got is kept, and replayed as an
     answer that is cut off; if it got nothing, nothing is kept.
     """
@@ -94,6 +96,7 @@ class RecordingProxy(FakeServer):
         self._on_recording = on_recording
         self._pool: httpcore.AsyncConnectionPool | None = None
         self._closing: set[asyncio.Task[None]] = set()
+        self._stopping = False
         self._next: list[tuple[str, str]] = []
         self._names: set[str] = set()
         self._kept = threading.Condition()
@@ -118,7 +121,7 @@ class RecordingProxy(FakeServer):
 
     async def respond(self, request: Request) -> Answer:
         """Ask the real server, and answer as it does."""
-        exchange = _Exchange(request, self._scrubber, self._keep, self._next.pop(0) if self._next else None)
+        exchange = _Exchange(request, self._scrubber, self._keep, self._next.pop(0) if self._next else None, self._left)
         headers = {name: value for name, value in request.headers.items() if name not in _HOP_BY_HOP}
         headers |= {"host": urlsplit(self.target).netloc, "accept-encoding": "identity", **self._headers}
         if request.body or request.method in ("POST", "PUT", "PATCH"):
@@ -158,8 +161,14 @@ class RecordingProxy(FakeServer):
             )
         return self._pool
 
+    def _left(self) -> str:
+        """Why an exchange ended before the server's answer was whole."""
+        return "the recording was stopped" if self._stopping else "the client left"
+
     async def _shut(self) -> None:
+        self._stopping = True
         await super()._shut()
+        self._stopping = False
         await asyncio.gather(*self._closing, return_exceptions=True)
         if self._pool is not None:
             await self._pool.aclose()
@@ -195,6 +204,21 @@ def _reason(error: BaseException) -> str:
     return str(error)
 
 
+def _unpacked(
+    chunks: list[tuple[float, bytes]], headers: Mapping[str, str]
+) -> tuple[list[tuple[float, bytes]], Mapping[str, str]]:
+    """The chunks of a body that came compressed though it was not asked to, as text in which secrets can be seen."""
+    encoding = headers.get("content-encoding", "").lower()
+    if encoding not in ("gzip", "x-gzip", "deflate"):
+        return chunks, headers
+    inflate = zlib.decompressobj(47 if encoding != "deflate" else 15)
+    try:
+        plain = [(ms, inflate.decompress(data)) for ms, data in chunks]
+    except zlib.error:
+        return chunks, headers  # it is not what it says, so nobody can read it
+    return plain, {name: value for name, value in headers.items() if name != "content-encoding"}
+
+
 class _Exchange:
     """One request on its way through the proxy."""
 
@@ -204,11 +228,13 @@ class _Exchange:
         scrubber: Scrubber,
         keep: Callable[..., None],
         label: tuple[str, str] | None,
+        left: Callable[[], str],
     ) -> None:
         self._request = request
         self._scrubber = scrubber
         self._keep = keep
         self._label = label
+        self._left = left
         self._chunks: list[tuple[float, bytes]] = []
         self._over = False
         self._json: Any = None
@@ -256,7 +282,7 @@ class _Exchange:
         finally:
             await response.aclose()
             if self._chunks:
-                self._finish(response, headers, error="the client left")
+                self._finish(response, headers, error=self._left())
 
     def failed(self, error: Exception) -> None:
         """The server gave no answer."""
@@ -267,14 +293,15 @@ class _Exchange:
         """Keep the exchange as it is now, once."""
         if self._over:
             return
-        pieces = self._scrubber.chunks(data for _, data in self._chunks)
+        chunks, headers = _unpacked(self._chunks, headers)
+        pieces = self._scrubber.chunks(data for _, data in chunks)
         version = response.extensions.get("http_version", b"HTTP/1.1")
         self._write(
             RecordedResponse(
                 status=response.status,
                 http_version=version.decode("latin-1"),
                 headers=self._scrubber.headers(headers),
-                chunks=tuple(RecordedChunk.of(piece, ms) for (ms, _), piece in zip(self._chunks, pieces, strict=True)),
+                chunks=tuple(RecordedChunk.of(piece, ms) for (ms, _), piece in zip(chunks, pieces, strict=True)),
                 transport_error=error and self._scrubber.text(error),
             )
         )

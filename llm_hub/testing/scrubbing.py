@@ -35,7 +35,29 @@ _NAMES = frozenset(
     }
 )
 _KEYS = frozenset({"access", "api", "auth", "functions", "license", "private", "secret", "service", "subscription"})
-_TOKENS = _KEYS | {"bearer", "csrf", "hf", "id", "refresh", "security", "session", "xsrf"}
+_PLAIN_TOKENS = frozenset(
+    {
+        "bos",
+        "cls",
+        "continuation",
+        "decoder",
+        "end",
+        "eos",
+        "eot",
+        "image",
+        "mask",
+        "next",
+        "pad",
+        "page",
+        "sep",
+        "special",
+        "start",
+        "stop",
+        "top",
+        "unk",
+    }
+)
+"""What stands before `token` where it is one of text, or of a page."""
 _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[0-9]+")
 _SHAPES = re.compile(
     # Keys that say what they are: OpenAI and Anthropic, Hugging Face, GitHub, AWS, Slack, Google, NVIDIA; JSON web tokens.
@@ -59,9 +81,15 @@ def is_secret_name(name: str) -> bool:
         return True
     last = words[-1]
     before = words[-2] if len(words) > 1 else ""
-    return (last in ("key", "keys") and (before in _KEYS or len(words) == 1)) or (
-        last == "token" and (before in _TOKENS or len(words) == 1)
-    )
+    if last == "token":
+        return before not in _PLAIN_TOKENS
+    return last in ("key", "keys") and (before in _KEYS or not before)
+
+
+def is_secret_header(name: str) -> bool:
+    """As `is_secret_name`, for headers, where every key and token is taken for a credential."""
+    words = {word.lower() for word in _WORD.findall(name)}
+    return bool(words & {"key", "token"}) or is_secret_name(name)
 
 
 class Scrubber:
@@ -86,7 +114,7 @@ class Scrubber:
     def learn(self, headers: Mapping[str, str], path: str, body: Any) -> None:
         """Take up the secrets of a request, so that they are masked wherever else they stand."""
         for name, value in headers.items():
-            if is_secret_name(name):
+            if is_secret_header(name):
                 for one in _credentials(name, value):
                     self._add(one)
         for name, value in _query(path):
@@ -104,7 +132,7 @@ class Scrubber:
 
     def headers(self, headers: Mapping[str, str]) -> dict[str, str]:
         """Headers with what is secret by its name masked, and every known value in the others."""
-        return {name: MASK if is_secret_name(name) else self.text(value) for name, value in headers.items()}
+        return {name: MASK if is_secret_header(name) else self.text(value) for name, value in headers.items()}
 
     def path(self, path: str) -> str:
         """A path whose query holds no secrets."""
