@@ -12,6 +12,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from llm_hub.cli import cli
+from llm_hub.testing import FakeOllama
 from llm_hub.testing.nvml import NoCompiler, StandInDriver, StandInGpu, StandInProcess
 
 GIB = 1 << 30
@@ -148,6 +149,21 @@ def test_the_arguments_of_the_server_itself_are_counted(machine: StandInDriver) 
     Path("llm-hub.toml").write_text(text.replace("max_model_len = 16384", changed))
     codes = {one["code"] for one in loaded("plan", code=1)["plan"]["findings"]}
     assert codes == {"parallel-count", "too-small"}
+
+
+def test_a_server_that_runs_is_asked_for_what_is_not_here(machine: StandInDriver) -> None:
+    with FakeOllama() as server:
+        Path("llm-hub.toml").write_text(
+            f'[backends.ollama]\nbase_url = "{server.url}"\nmodels = {{ text = "hub-test-vlm" }}\n'
+            "[gpu.assign.ollama]\ngpus = [0]\n"
+        )
+        estimate = loaded("plan")["plan"]["placements"]["ollama"]["models"]["hub-test-vlm"]
+        # 5 layers, keys and values of 384 numbers each, 16 bits: as its header says.
+        assert estimate["kv_cache"] == 5 * 2 * 384 * 2 * estimate["context"]
+        assert not server.loads
+        (unknown,) = loaded("plan", "--offline")["plan"]["findings"]
+        assert unknown["code"] == "memory-unknown"
+        assert "Fetch it: ollama pull hub-test-vlm" in unknown["fix"]
 
 
 def test_a_proposal_can_be_pasted_and_then_passes(machine: StandInDriver) -> None:
