@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import platform
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -16,7 +17,7 @@ from llm_hub.errors import (
     HubError,
 )
 from llm_hub.testing.conformance.bench import Bench, Ended, patience, patiently
-from llm_hub.testing.conformance.rules import Broken, Needs, RuleBook, expect
+from llm_hub.testing.conformance.rules import Broken, Needs, RuleBook, expect, not_here
 from llm_hub.testing.faults import Fault
 
 __all__ = ["AT_ONCE", "RULES", "TRIES", "cancelled_within", "in_thread"]
@@ -69,6 +70,8 @@ def _late(
 )
 def connect(bench: AnyBench) -> None:
     """A full queue of connections, with fresh connections on each side."""
+    if platform.system() != "Linux":
+        not_here("only on Linux a full queue leaves connections waiting")
     with bench.another() as fresh, fresh.faulty(Fault.CONNECT_HANG):
         whats = {way: f"{way}, while the server accepts no connection" for way in fresh.ways}
         waiting = [

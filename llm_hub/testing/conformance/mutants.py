@@ -21,10 +21,11 @@ Build = Callable[[BackendConfig, BuildContext], Any]
 
 
 class _Declared:
-    """The manifest hook of a plugin that is put together."""
+    """What the plugins that are put together have in common: the manifest hook."""
 
-    def __init__(self, manifest: PluginManifest | Callable[[], Any]) -> None:
+    def __init__(self, manifest: PluginManifest | Callable[[], Any], build: Build) -> None:
         self._manifest = manifest
+        self._build = build
 
     @hookimpl
     def llm_hub_manifest(self) -> Any:
@@ -33,10 +34,6 @@ class _Declared:
 
 
 class _Text(_Declared):
-    def __init__(self, manifest: PluginManifest | Callable[[], Any], build: Build) -> None:
-        super().__init__(manifest)
-        self._build = build
-
     @hookimpl
     def llm_hub_text(self, config: BackendConfig, context: BuildContext) -> Any:
         """The backend."""
@@ -44,10 +41,6 @@ class _Text(_Declared):
 
 
 class _Embedding(_Declared):
-    def __init__(self, manifest: PluginManifest | Callable[[], Any], build: Build) -> None:
-        super().__init__(manifest)
-        self._build = build
-
     @hookimpl
     def llm_hub_embedding(self, config: BackendConfig, context: BuildContext) -> Any:
         """The backend."""
@@ -55,10 +48,6 @@ class _Embedding(_Declared):
 
 
 class _Vision(_Declared):
-    def __init__(self, manifest: PluginManifest | Callable[[], Any], build: Build) -> None:
-        super().__init__(manifest)
-        self._build = build
-
     @hookimpl
     def llm_hub_vision(self, config: BackendConfig, context: BuildContext) -> Any:
         """The backend."""
