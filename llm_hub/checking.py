@@ -127,7 +127,7 @@ def find_requirements(name: str, tests: Path | None) -> tuple[str | None, list[t
         return str(tests), found
     package = Registry().reference(name).partition(":")[0].partition(".")[0]
     module = f"{package}.{CONFORMANCE}"
-    if importlib.util.find_spec(package) is not None and importlib.util.find_spec(module) is not None:
+    if package and importlib.util.find_spec(package) is not None and importlib.util.find_spec(module) is not None:
         found = list(_classes(importlib.import_module(module), name))
         if found:
             return module, found
@@ -161,7 +161,8 @@ def _of_path(path: Path, name: str) -> Iterator[type[Requirements]]:
         for file in files:
             if "Requirements" not in file.read_text(encoding="utf-8", errors="replace"):
                 continue
-            for kind in _classes(_module(file), name):
+            module = _module(file)
+            for kind in _classes(module, name) if module is not None else ():
                 if kind not in seen:
                     seen.add(kind)
                     yield kind
@@ -169,7 +170,8 @@ def _of_path(path: Path, name: str) -> Iterator[type[Requirements]]:
         sys.path.remove(folder)
 
 
-def _module(file: Path) -> ModuleType:
+def _module(file: Path) -> ModuleType | None:
+    """The module in this file; None for one that pytest would skip as a whole."""
     spec = importlib.util.spec_from_file_location(f"_llm_hub_check_{file.stem}", file)
     assert spec is not None
     assert spec.loader is not None
@@ -179,6 +181,10 @@ def _module(file: Path) -> ModuleType:
         spec.loader.exec_module(module)
     except Exception as error:
         raise ConfigurationError(f"{file} cannot be imported: {type(error).__name__}: {error}") from error
+    except BaseException as error:
+        if type(error).__name__ != "Skipped":  # pytest.skip(..., allow_module_level=True)
+            raise
+        return None
     return module
 
 
