@@ -20,6 +20,9 @@ from llm_hub.starting import free_port
 
 QUESTION = "What is the capital of France?"
 ANSWER = "The capital of France is Paris."
+OTHERS = {
+    name: value for name, value in os.environ.items() if not name.startswith(("LLM_", "OLLAMA_", "VLLM_", "CUDA_"))
+}
 LLM_HUB = [sys.executable, "-m", "llm_hub"]
 
 
@@ -35,7 +38,7 @@ class Stack:
             for name in ("first", "second")
         ]
         self.config.write_text("\n".join([*backends, '[routes]\ntext = ["first", "second"]\n']))
-        self.environ = {**os.environ, "LLM_HUB_CONFIG": str(self.config), "LLM_HUB_STATE": self.state}
+        self.environ = {**OTHERS, "LLM_HUB_CONFIG": str(self.config), "LLM_HUB_STATE": self.state}
         self.output = folder / "up.txt"
         with self.output.open("w") as file:
             self.up = subprocess.Popen([*LLM_HUB, "up"], env=self.environ, stdout=file, stderr=subprocess.STDOUT)

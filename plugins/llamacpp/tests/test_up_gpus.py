@@ -19,6 +19,9 @@ from llm_hub.testing.nvml import NoCompiler, StandInDriver, StandInGpu, StandInP
 
 GIB = 1 << 30
 FIRST, SECOND = "GPU-aaaaaaaa-0000-0000-0000-000000000000", "GPU-bbbbbbbb-0000-0000-0000-000000000000"
+OTHERS = {
+    name: value for name, value in os.environ.items() if not name.startswith(("LLM_", "OLLAMA_", "VLLM_", "CUDA_"))
+}
 LLM_HUB = [sys.executable, "-m", "llm_hub"]
 
 
@@ -36,7 +39,7 @@ class Machine:
             '[routes]\ntext = ["tiny"]\n[gpu.assign.tiny]\ngpus = [1]\nmemory = "1 GiB"\nexclusive = true\n'
         )
         self.environ = {
-            **os.environ,
+            **OTHERS,
             **self.driver.environment,
             "LLM_HUB_CONFIG": str(self.settings),
             "LLM_HUB_STATE": self.state,
