@@ -5,16 +5,19 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
+import msgspec
 import pytest
 
 from llm_hub.capabilities import Capability
+from llm_hub.errors import ConfigurationError
 from llm_hub.http_backend import HttpBackend
 from llm_hub.manifest import PluginManifest
 from llm_hub.messages import ChatRequest, ChatResponse
 from llm_hub.testing import FakeVLLM
-from llm_hub.testing.conformance import Finding, Outcome, Report, Tier, run_suite, tiers
+from llm_hub.testing.conformance import Finding, Outcome, Report, Tier, check_rule, run_suite, tiers
 from llm_hub.testing.conformance.mutants import Parts, over_http
 from llm_hub.testing.text import SUITE, TextRequirements
 from llm_hub_vllm.dialect import FEATURES, VLLMDialect
@@ -75,7 +78,7 @@ def test_a_plugin_that_ends_the_process_is_caught_at_it() -> None:
 
 
 def test_requirements_without_a_plugin_and_rules_that_do_not_exist_are_errors() -> None:
-    with pytest.raises(LookupError, match="the requirements name no plugin"):
+    with pytest.raises(ConfigurationError, match="the requirements name no plugin"):
         run_suite(OnAFake)
     with pytest.raises(LookupError, match=r"no rule text\.nonsense"):
         run("vllm", only=["text.nonsense"])
@@ -95,6 +98,31 @@ def test_without_a_server_only_what_needs_none_is_checked() -> None:
     }
     assert not report.answered
     assert report.tier is Tier.LOADS
+
+
+def test_a_rule_that_became_mandatory_later_is_told_and_fails_nothing() -> None:
+    class DropsStop(VLLMDialect):
+        def encode_body(self, request: ChatRequest, *, stream: bool = False) -> dict[str, Any]:
+            return super().encode_body(msgspec.structs.replace(request, stop=()), stream=stream)
+
+    plugin = over_http(DropsStop, capability=Capability.TEXT, manifest=MANIFEST, dialect=VLLMDialect)
+    kind = type("Given", (OnAFake,), {"plugin": plugin})
+    rule = replace(SUITE.rules["text.stop"], since="1.1")
+    with SUITE.bench(kind()) as bench:
+        coming = check_rule(bench, rule)
+        assert check_rule(bench, SUITE.rules["text.stop"]).outcome is Outcome.FAILED
+    assert coming.outcome is Outcome.COMING
+    assert coming.remedy == rule.remedy
+    assert "(mandatory since 1.1; the requirements keep to 1.0)" in coming.seen
+    assert made(coming).ok
+
+
+@pytest.mark.parametrize("version", ["2.0", "1.1", "0.9", "one", "1"])
+def test_a_version_of_the_suites_that_there_is_not_is_a_mistake(version: str) -> None:
+    kind: type[OnAFake] = type("Given", (OnAFake,), {"plugin": "vllm", "suite_version": version})
+    with pytest.raises(ConfigurationError, match=f"suite_version is '{version}', and the suites are of version 1.0"):
+        run_suite(kind, only=["text.plugin.loads"])
+    assert not list(OnAFake.mistakes())
 
 
 # -- reports and tiers ------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Generic, Self, TypeVar
 
 from llm_hub.call import Call, CancelToken, Timeouts
 from llm_hub.capabilities import Capability, Feature
-from llm_hub.errors import HubError
+from llm_hub.errors import ConfigurationError, HubError
 from llm_hub.hub import Hub
 from llm_hub.manifest import PluginManifest
 from llm_hub.messages import EmbedResponse
@@ -233,7 +233,7 @@ class Bench(Generic[R]):
     def open_hub(self, **changes: Any) -> Hub:
         """A hub on this backend, to be closed by whoever opens it."""
         if not self.requirements.plugin:
-            raise LookupError("the requirements name no plugin: set `plugin` to its name or its object")
+            raise ConfigurationError("the requirements name no plugin", hint="Set `plugin` to its name or its object.")
         return Hub(self.settings(**changes), plugins=self.plugins)
 
     @property

@@ -24,6 +24,8 @@ class Outcome(enum.StrEnum):
     """It does not hold, as the requirements say with a reason."""
     MENDED = "mended"
     """It holds, though the requirements say that it does not: remove it from `known_limits`."""
+    COMING = "coming"
+    """It does not hold, and is not mandatory yet at the version of the suites that the requirements keep to."""
     UNDECLARED = "undeclared"
     """The feature works, but is not declared: declare it, or nobody can use it."""
 
@@ -102,7 +104,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
         ]
         lines += [
             f"{one.outcome} {one.rule}: {one.seen}"
-            for one in self.of(Outcome.UNDECLARED, Outcome.MENDED, Outcome.KNOWN)
+            for one in self.of(Outcome.UNDECLARED, Outcome.MENDED, Outcome.KNOWN, Outcome.COMING)
         ]
         return "\n".join(lines)
 

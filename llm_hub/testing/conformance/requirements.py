@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from llm_hub.capabilities import Feature
+from llm_hub.testing.conformance.rules import SUITE_VERSION, version_of
 
 if TYPE_CHECKING:
     from llm_hub.testing.conformance.rules import Suite
@@ -19,6 +20,10 @@ class Requirements:
     """What the suites of every capability need to know. Each property is an attribute or a method that a subclass sets."""
 
     suite: ClassVar[Suite]
+
+    suite_version: str = SUITE_VERSION
+    """The version of the suites that the plugin keeps to, by default the newest. With an earlier one, rules that became
+    mandatory since are told when they do not hold, and fail nothing."""
 
     plugin: str | object = ""
     """The plugin: the name under which it is installed, or the object with its hooks. Must be set."""
@@ -90,6 +95,15 @@ class Requirements:
     @classmethod
     def mistakes(cls) -> Iterator[str]:
         """What is wrong with the requirements themselves."""
+        try:
+            known = (1, 0) <= version_of(cls.suite_version) <= version_of(SUITE_VERSION)
+        except ValueError:
+            known = False
+        if not known:
+            yield (
+                f"{cls.__name__}.suite_version is {cls.suite_version!r}, and the suites are of version {SUITE_VERSION}.\n"
+                "Remedy: name a version that there is, or leave it out."
+            )
         for name, reason in cls.known_limits.items():
             if name not in cls.suite.rules:
                 yield (

@@ -13,10 +13,28 @@ if TYPE_CHECKING:
     from llm_hub.testing.conformance.bench import Bench
     from llm_hub.testing.conformance.requirements import Requirements
 
-__all__ = ["SUITE_VERSION", "Broken", "Needs", "NotApplicable", "Rule", "RuleBook", "Suite", "expect", "not_here"]
+__all__ = [
+    "SUITE_VERSION",
+    "Broken",
+    "Needs",
+    "NotApplicable",
+    "Rule",
+    "RuleBook",
+    "Suite",
+    "expect",
+    "not_here",
+    "version_of",
+]
 
 SUITE_VERSION = "1.0"
 """The version of the suites. A new mandatory rule comes with a new minor version, and says so in its `since`."""
+
+
+def version_of(text: str) -> tuple[int, int]:
+    """A version of the suites, `MAJOR.MINOR`, for comparing. Raises ValueError for what is none."""
+    major, _, minor = text.partition(".")
+    return int(major), int(minor)
+
 
 B = TypeVar("B", bound="Bench[Any]")
 
@@ -70,6 +88,10 @@ class Rule(Generic[B]):
     feature: Feature | None = None
     since: str = "1.0"
     loads: bool = False
+
+    def mandatory(self, version: str) -> bool:
+        """Is it mandatory at this version of the suites?"""
+        return version_of(self.since) <= version_of(version)
 
     @property
     def test_name(self) -> str:

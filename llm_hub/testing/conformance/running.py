@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from llm_hub.errors import HubError, UnsupportedFeature
+from llm_hub.errors import ConfigurationError, HubError, UnsupportedFeature
 from llm_hub.testing.conformance.bench import Bench, patience, patiently
 from llm_hub.testing.conformance.report import Finding, Outcome, Report
 from llm_hub.testing.conformance.requirements import Requirements
@@ -28,14 +28,16 @@ def run_suite(
     """Hold a plugin to every rule of its suite (or to those named in `only`), and report.
 
     `live` is the address of a real server (by default that of the requirements): rules that need a server of the kit are
-    skipped then. It raises nothing that
-    the plugin does: what keeps it from being built at all is the finding of every rule.
+    skipped then. Raises LookupError for a rule that does not exist, ConfigurationError for requirements that are wrong, and
+    nothing that the plugin does: what keeps it from being built at all is a finding.
     """
     wanted = requirements() if isinstance(requirements, type) else requirements
     suite = wanted.suite
     names = None if only is None else set(only)
     if names is not None and (unknown := names - suite.rules.keys()):
         raise LookupError(f"the {suite.capability} suite has no rule {', '.join(sorted(unknown))}")
+    if mistakes := list(wanted.mistakes()):
+        raise ConfigurationError("; ".join(one.partition("\n")[0].rstrip(".") for one in mistakes))
     chosen = [rule for rule in suite.rules.values() if names is None or rule.id in names]
     with _opened(suite.bench(wanted, live=live or wanted.live)) as bench:
         findings = tuple(check_rule(bench, rule) for rule in chosen)
@@ -43,6 +45,7 @@ def run_suite(
         return Report(
             plugin=bench.plugin_name,
             capability=str(suite.capability),
+            suite_version=wanted.suite_version,
             api_version=getattr(manifest, "api_version", ""),
             features=_features(bench),
             live=bench.live,
@@ -67,6 +70,9 @@ def check_rule(bench: Bench[Any], rule: Rule[Any]) -> Finding:
     """Hold the plugin on this bench to one rule."""
     began = time.monotonic()
     outcome, seen, error = _judged(bench, rule)
+    version = bench.requirements.suite_version
+    if outcome is Outcome.FAILED and not rule.mandatory(version):
+        outcome, seen = Outcome.COMING, f"{seen} (mandatory since {rule.since}; the requirements keep to {version})"
     reason = bench.requirements.known_limits.get(rule.id)
     if reason is not None and outcome is Outcome.FAILED:
         outcome, seen = Outcome.KNOWN, f"{reason} ({seen})"
@@ -77,7 +83,7 @@ def check_rule(bench: Bench[Any], rule: Rule[Any]) -> Finding:
         says=rule.says,
         outcome=outcome,
         seen=seen,
-        remedy=rule.remedy if outcome in (Outcome.FAILED, Outcome.KNOWN, Outcome.UNDECLARED) else "",
+        remedy=rule.remedy if outcome in (Outcome.FAILED, Outcome.KNOWN, Outcome.UNDECLARED, Outcome.COMING) else "",
         since=rule.since,
         feature=str(rule.feature) if rule.feature is not None else None,
         loads=rule.loads,
