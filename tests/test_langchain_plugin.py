@@ -333,6 +333,8 @@ def test_an_option_that_the_class_does_not_have_is_refused_or_named_by_the_autho
     backend(named, url).chat(msgspec.structs.replace(COUNT, presence_penalty=0.5, options={"top_k": 3}), Call())
     sent = servers["ollama"].requests[-1].json["options"]
     assert (sent["repeat_penalty"], sent["top_k"]) == (1.5, 3)
+    with pytest.raises(errors.InvalidRequest, match="options may not set base_url"):
+        plain.chat(msgspec.structs.replace(COUNT, options={"base_url": "http://elsewhere"}), Call())
     with pytest.raises(errors.InvalidRequest, match="does not know the option 'top_kk'"):
         plain.chat(msgspec.structs.replace(COUNT, options={"top_kk": 3}), Call())
 

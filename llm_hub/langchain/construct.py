@@ -6,6 +6,7 @@ import difflib
 import importlib
 import importlib.util
 import inspect
+import weakref
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,7 +17,7 @@ from llm_hub.config import BackendConfig
 from llm_hub.errors import ConfigurationError, SettingsError
 from llm_hub.langchain.as_plugin import Source, Terms
 
-__all__ = ["MODEL", "Parameters", "check_present", "construct", "resolve"]
+__all__ = ["MODEL", "Parameters", "check_present", "construct", "parameters", "resolve"]
 
 MODEL = ("model", "model_name", "model_id", "repo_id")
 _BASE_URL = ("base_url", "api_base", "endpoint", "endpoint_url", "azure_endpoint", "server_url", "inference_server_url")
@@ -66,8 +67,28 @@ class Parameters:
             return self._of_alias[name]
         return name if name in self._fields else None
 
+    def is_reserved(self, name: str) -> bool:
+        """Is this the model, the address or the key, for which there are settings of their own?"""
+        taken = {self.argument(MODEL), self.argument(_BASE_URL), self.argument(_API_KEY, ending=("_api_key",))}
+        return (
+            name.endswith(("api_key", "api_token"))
+            or name in taken
+            or self.field(name) in {self.field(one) for one in taken if one is not None} - {None}
+        )
+
     def __contains__(self, name: object) -> bool:
         return self.any or name in self.names
+
+
+_KNOWN: weakref.WeakKeyDictionary[Any, Parameters] = weakref.WeakKeyDictionary()
+
+
+def parameters(kind: Any) -> Parameters:
+    """The names that a class takes; looked up once."""
+    found = _KNOWN.get(kind)
+    if found is None:
+        found = _KNOWN[kind] = Parameters(kind)
+    return found
 
 
 def check_present(source: Source) -> None:
@@ -113,7 +134,7 @@ def construct(source: Any, terms: Terms, config: BackendConfig, capability: Capa
 def _arguments(
     kind: type, terms: Terms, config: BackendConfig, capability: Capability, model: str | None
 ) -> dict[str, Any]:
-    known = Parameters(kind)
+    known = parameters(kind)
     arguments: dict[str, Any] = {}
     if "max_retries" in known.names:
         arguments["max_retries"] = 0  # `routing.py` is the only place that retries
@@ -187,10 +208,8 @@ def _of_operator(known: Parameters, kind: type, config: BackendConfig) -> dict[s
         given = dict(given["arguments"])
     else:
         given = {name: value for name, value in given.items() if value is not None}
-    taken = {known.argument(MODEL), known.argument(_BASE_URL), known.argument(_API_KEY, ending=("_api_key",))}
     for name in given:
-        field = known.field(name)
-        if name.endswith(("api_key", "api_token")) or name in taken or (field is not None and field in taken):
+        if known.is_reserved(name):
             raise SettingsError(
                 f"the arguments of {config.name!r} hold {name}",
                 where=config.source,
@@ -239,7 +258,7 @@ def _adapted(source: Any, terms: Terms, config: BackendConfig, capability: Capab
                 where=config.source,
                 hint=f"Leave {what} out, or let the plugin give the class instead of an object.",
             )
-    known = Parameters(type(source))
+    known = parameters(type(source))
     changes = _of_operator(known, type(source), config)
     if model is not None:
         changes[_wanted(known, type(source), "model", MODEL, config)] = model

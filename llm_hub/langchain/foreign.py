@@ -12,10 +12,10 @@ from langchain_core.outputs import ChatGeneration
 from langchain_core.runnables import RunnableBinding, RunnableSequence
 
 from llm_hub.capabilities import Feature
-from llm_hub.errors import HubError, ProtocolError, UnsupportedFeature
+from llm_hub.errors import HubError, InvalidRequest, ProtocolError, UnsupportedFeature
 from llm_hub.langchain.answers import to_usage
 from llm_hub.langchain.as_plugin import Terms
-from llm_hub.langchain.construct import Parameters
+from llm_hub.langchain.construct import Parameters, parameters
 from llm_hub.langchain.messages import REASONING, from_message, to_message
 from llm_hub.messages import (
     ChatChunk,
@@ -66,12 +66,17 @@ class Asked(msgspec.Struct, frozen=True):
 
 def ask(model: Any, request: ChatRequest, terms: Terms) -> Asked:
     """The question that a request is. Raises UnsupportedFeature and InvalidRequest for what this class cannot be asked."""
-    known = Parameters(type(model))
+    known = parameters(type(model))
     fields: dict[str, Any] = {}
     arguments: dict[str, Any] = {}
     for name, value in _options(request):
         _place(model, known, terms, name, value, fields, arguments)
     for name, value in request.options.items():
+        if known.is_reserved(name):
+            raise InvalidRequest(
+                f"options may not set {name}",
+                hint="The model is an argument of the call; addresses and keys belong to the hub.",
+            )
         field = known.field(name)
         if field is not None:
             fields[field] = value
@@ -418,7 +423,7 @@ def embeds_as(model: Any, dimensions: int | None, terms: Terms) -> Any:
     """The embeddings with as many numbers as the request asks for."""
     if dimensions is None:
         return model
-    known = Parameters(type(model))
+    known = parameters(type(model))
     said = terms.parameters.get("dimensions")
     placed = dict(said(dimensions)) if callable(said) else {said or "dimensions": dimensions}
     fields = {field: value for name, value in placed.items() if (field := known.field(name)) is not None}

@@ -27,7 +27,7 @@ from llm_hub.errors import (
     UnsupportedFeature,
 )
 from llm_hub.langchain.as_plugin import Source, Terms
-from llm_hub.langchain.construct import MODEL, Parameters, check_present, construct, resolve
+from llm_hub.langchain.construct import MODEL, check_present, construct, parameters, resolve
 from llm_hub.langchain.failures import broken, to_error, was_stale
 from llm_hub.messages import ChatChunk, ChatRequest, ChatResponse, EmbedRequest, EmbedResponse, Message
 
@@ -103,7 +103,7 @@ class _Engine:
         """The name of an object that is its own model: its class has no parameter for another."""
         source = resolve(self._source)
         kind = source if isinstance(source, type) else type(source)
-        if inspect.isfunction(source) or Parameters(kind).argument(MODEL) is not None:
+        if inspect.isfunction(source) or parameters(kind).argument(MODEL) is not None:
             return None
         return str(kind.__name__)
 
@@ -281,7 +281,7 @@ class ChatEngine(_Engine):
 
     def _try(self, model: str | None, call: Call) -> None:
         named = "max_tokens" in self._terms.parameters
-        known = named or Parameters(type(self._object(model))).field("max_tokens") is not None
+        known = named or parameters(type(self._object(model))).field("max_tokens") is not None
         message = Message(role="user", content="ping")
         self.chat(ChatRequest(messages=(message,), model=model, max_tokens=1 if known else None), call)
 
