@@ -13,7 +13,7 @@ import pluggy
 
 from llm_hub import hookspecs
 from llm_hub.capabilities import Backend, Capability, EmbeddingBackend, Feature, ReadingBackend, TextBackend
-from llm_hub.launch import API_KEY, LaunchSpec, is_pinned
+from llm_hub.launch import API_KEY, GpuNeeds, LaunchSpec, is_pinned
 from llm_hub.manifest import KnownBad, PluginManifest
 
 __all__ = [
@@ -275,6 +275,14 @@ def check_launch(spec: object) -> None:
         raise Fault(
             f"its LaunchSpec would kill after {spec.stop_grace:g} s what may drain for {spec.drain:g} s",
             "Make stop_grace longer than drain.",
+        )
+    needs = spec.needs
+    if not isinstance(needs, GpuNeeds):
+        raise Fault(f"the needs of its LaunchSpec are a {type(needs).__name__}", "They must be a GpuNeeds.")
+    if needs.tensor_parallel < 1 or needs.parallel < 1 or not (needs.share is None or 0 < needs.share <= 1):
+        raise Fault(
+            f"the needs of its LaunchSpec cannot be: {needs}"[:300],
+            "tensor_parallel and parallel are at least 1, share is in (0, 1] or None.",
         )
     if spec.container is not None and not is_pinned(spec.container.image):
         raise Fault(

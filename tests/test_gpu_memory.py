@@ -175,6 +175,17 @@ def test_the_cache_of_the_hub_is_looked_into(no_caches: Path) -> None:
     assert "cannot be read" in broken.reason
 
 
+def test_a_configuration_that_tells_too_little_leaves_the_weights(no_caches: Path) -> None:
+    folder = no_caches / "llava"
+    folder.mkdir()
+    (folder / "config.json").write_text('{"model_type": "llava", "text_config": {"model_type": "llama"}}')
+    assert isinstance(find_facts(str(folder)), Unknown)
+    (folder / "one.safetensors").write_bytes(bytes(100))
+    facts = found(str(folder))
+    assert facts.weights == 100
+    assert "its config.json tells too little" in facts.bounds[0]
+
+
 def test_the_store_of_ollama_is_looked_into(no_caches: Path) -> None:
     store = no_caches / ".ollama" / "models"
     manifest = store / "manifests/registry.ollama.ai/library/tiny/latest"
@@ -209,4 +220,5 @@ def test_what_is_not_here_is_unknown_and_says_what_to_do() -> None:
     assert isinstance(facts, Unknown)
     assert "hf download org/model config.json" in facts.hint
     assert isinstance(find_facts("../../etc/passwd:x"), Unknown)
-    assert isinstance(find_facts(""), Unknown)
+    for name in ("", ".", "~nobody-of-that-name/model", "nul\0byte", "a" * 5000):
+        assert isinstance(find_facts(name), Unknown), name

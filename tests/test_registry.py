@@ -28,7 +28,7 @@ from llm_hub.errors import (
     SettingsError,
 )
 from llm_hub.hookspecs import hookimpl
-from llm_hub.launch import API_KEY, Container, Devices, LaunchSpec
+from llm_hub.launch import API_KEY, Container, Devices, GpuNeeds, LaunchSpec
 from llm_hub.manifest import KnownBad, PluginManifest
 from llm_hub.registry import PluginStatus, Registry
 from llm_hub.testing.distributions import install_distribution
@@ -374,6 +374,11 @@ def test_a_plugin_says_how_a_backend_is_started() -> None:
         (RuntimeError("no"), "describing how to start 'b' raised RuntimeError"),
         (LaunchSpec(command=(), health_path="/"), "the command of its LaunchSpec is"),
         (LaunchSpec(command=("serve", f"--key={API_KEY}"), health_path="/"), "puts the key into a command"),
+        (LaunchSpec(command=("serve",), health_path="/", needs=None), "the needs of its LaunchSpec are a NoneType"),  # type: ignore[arg-type]
+        (
+            LaunchSpec(command=("serve",), health_path="/", needs=GpuNeeds(share=90)),
+            "needs of its LaunchSpec cannot be",
+        ),
         (LaunchSpec(command=("serve",), health_path="/", drain=30), "would kill after 10 s what may drain for 30 s"),
         (
             LaunchSpec(

@@ -308,7 +308,7 @@ def _memory(facts: _Facts) -> Iterator[Finding]:
         shares = [name for name in row.claims if facts.of(name).needs.share is not None]
         refused = [name for name in shares if (row.claims[name] or 0) > free]
         for name in refused:
-            most = max(0.0, (free - row.headroom) / row.total)
+            most = max(0.0, (free - row.headroom) / max(row.total, 1))
             yield Finding(
                 code="share",
                 level="error",

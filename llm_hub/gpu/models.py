@@ -40,10 +40,10 @@ def find_facts(name: str, *, served: ModelInfo | None = None) -> ModelFacts | Un
     """
     try:
         for path in _places(name):
-            found = _read(path, name)
+            found = _read(path)
             if found is not None:
                 return found
-    except (OSError, ValueError, BackendFailed) as error:
+    except (OSError, RuntimeError, ValueError, BackendFailed) as error:  # RuntimeError: the home of no such user
         return Unknown(reason=f"what is here of {name!r} cannot be read: {error}", hint="Fetch it again.")
     if served is not None and served.size and served.header:
         with contextlib.suppress(ValueError):  # a header of which nothing is understood
@@ -69,7 +69,8 @@ def _places(name: str) -> Iterator[Path]:
     path = Path(name).expanduser()
     if path.exists():
         yield path
-        return
+        if path.is_file():
+            return
     hub, _, tag = name.partition(":")
     parts = hub.split("/")
     if len(parts) >= 2 and (folder := cached("/".join(parts[:2]))) is not None:
@@ -127,14 +128,14 @@ def _ollama_stores() -> Iterator[Path]:
     yield Path("/usr/share/ollama/.ollama/models")
 
 
-def _read(path: Path, name: str) -> ModelFacts | None:
+def _read(path: Path) -> ModelFacts | None:
     """The facts of a file or folder; None for a folder that holds no model."""
     if path.is_file():
-        return _gguf(path) if path.name != "config.json" else _folder(path.parent, name)
+        return _gguf(path) if path.name != "config.json" else _folder(path.parent)
     config = path / "config.json"
     if config.is_file():
-        return _folder(path, name)
-    files = [one for one in sorted(path.rglob("*.gguf")) if "mmproj" not in one.name.casefold()]
+        return _folder(path)
+    files = [one for one in sorted([*path.glob("*.gguf"), *path.glob("*/*.gguf")]) if "mmproj" not in one.name.casefold()]
     first = [one for one in files if (shard := _SHARD.search(one.name)) is None or "-00001-of-" in shard[0]]
     if len(first) > 1:
         raise ValueError(f"{path} holds {len(first)} GGUF models; name one of them")
@@ -154,9 +155,18 @@ def _gguf(path: Path) -> ModelFacts:
     return facts_of_header(header, weights=weights, source=str(path))
 
 
-def _folder(folder: Path, name: str) -> ModelFacts:
-    config = _json(folder / "config.json")
-    return facts_from_config(config, weights=_weights(folder), source=str(folder))
+def _folder(folder: Path) -> ModelFacts:
+    config, weights = _json(folder / "config.json"), _weights(folder)
+    try:
+        return facts_from_config(config, weights=weights, source=str(folder))
+    except ValueError as error:
+        if weights is None:
+            raise
+        # As of models that see, whose text part relies on defaults of the library that reads it.
+        bound = f"what it keeps of each token is not known, because its config.json tells too little ({error})"
+        return ModelFacts(
+            architecture=str(config.get("model_type", "unknown")), source=str(folder), weights=weights, bounds=(bound,)
+        )
 
 
 def _weights(folder: Path) -> int | None:

@@ -46,6 +46,8 @@ def test_it_is_started_with_the_options_of_the_backend() -> None:
         "--model m.gguf --alias m.gguf --host 127.0.0.1 --port 8080 --parallel 2 --grace 3 --n-ctx 2048 --mmproj p.gguf"
     )
     assert spec.stop_grace > spec.drain == 3
+    assert (spec.needs.models, spec.needs.context, spec.needs.parallel) == (("m.gguf", "p.gguf"), 2048, 2)
+    assert not spec.needs.on_cpu
 
 
 def test_without_an_address_it_runs_in_the_process_and_needs_none() -> None:

@@ -64,3 +64,12 @@ def test_a_key_is_refused_because_ollama_has_none() -> None:
     config = BackendConfig(name="o", plugin="ollama", api_key=Secret("k"), options=OllamaSettings())
     with pytest.raises(SettingsError, match="Ollama has no keys"):
         llm_hub_launch(config, Devices())
+
+
+def test_what_it_asks_of_its_gpus_follows_their_memory_as_its_context_does() -> None:
+    def context(*gigabytes: int) -> int | None:
+        gpus = tuple(Device(id=f"GPU-{at}", total=size << 30) for at, size in enumerate(gigabytes))
+        return described(Devices(gpus=gpus)).needs.context
+
+    assert (context(), context(16), context(24), context(24, 24), context(80)) == (4096, 4096, 32768, 262144, 262144)
+    assert described().needs.models == ("llava:7b", "nomic-embed-text")

@@ -96,3 +96,32 @@ def test_the_rest_is_passed_on() -> None:
     assert "--enable-auto-tool-choice" in spec.command
     assert spec.command[-1] == "--enforce-eager"
     assert spec.stop_grace == 20
+
+
+@pytest.mark.parametrize(
+    ("args", "devices", "needs"),
+    [
+        ((), 0, {"share": 0.92, "tensor_parallel": 1, "gpus": None, "context": None}),
+        ((), 2, {"share": 0.92, "tensor_parallel": 2, "gpus": 2}),
+        (("-tp", "4"), 2, {"tensor_parallel": 4, "gpus": 4}),
+        (("--tensor-parallel-size=2", "--pipeline-parallel-size", "2"), 0, {"tensor_parallel": 2, "gpus": 4}),
+        (("--gpu-memory-utilization", "0.5", "--max-model-len=32k"), 1, {"share": 0.5, "context": 32_000}),
+        (("--max-model-len", "1M"), 1, {"context": 1 << 20}),
+        (("--gpu-memory-utilization", "much"), 1, {"share": 0.92}),
+        (("-tp",), 1, {"tensor_parallel": 1}),
+    ],
+)
+def test_what_it_asks_of_its_gpus_is_read_from_the_command_itself(
+    args: tuple[str, ...], devices: int, needs: dict[str, Any]
+) -> None:
+    gpus = tuple(Device(id=f"GPU-{at}", total=24 << 30) for at in range(devices))
+    asked = described(Devices(gpus=gpus), model="/weights", args=args).needs
+    assert asked.split == "tensor"
+    assert asked.models == ("/weights",)
+    assert {name: getattr(asked, name) for name in needs} == needs
+
+
+def test_what_the_plan_gives_it_is_what_it_asks_for() -> None:
+    devices = Devices(gpus=(Device(id="GPU-1", total=24 << 30),), memory=12 << 30)
+    assert described(devices).needs.share == 0.5
+    assert described(devices, kv_cache_dtype="fp8_e4m3").needs.kv_bytes == 1
