@@ -117,6 +117,11 @@ class RecordingProxy(FakeServer):
                 raise TimeoutError(f"{len(self.recordings)} of {count} exchanges were recorded in {timeout} s")
             return list(self.recordings)
 
+    def start(self) -> None:
+        """Listen, and record."""
+        self._stopping = False
+        super().start()
+
     # passing on
 
     async def respond(self, request: Request) -> Answer:
@@ -168,7 +173,6 @@ class RecordingProxy(FakeServer):
     async def _shut(self) -> None:
         self._stopping = True
         await super()._shut()
-        self._stopping = False
         await asyncio.gather(*self._closing, return_exceptions=True)
         if self._pool is not None:
             await self._pool.aclose()
