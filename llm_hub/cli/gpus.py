@@ -29,7 +29,8 @@ __all__ = ["command"]
 def command(*, as_json: bool, timeout: float) -> None:
     """List the GPUs of this machine, who uses them and which backend claims them.
 
-    The driver is asked in a process of its own, so that a card that hangs does not hang this. Indices count in the order of the PCI bus.
+    The driver is asked in a process of its own, so that a card that hangs does not hang this. Indices count in the
+    order of the PCI bus.
     """
     import msgspec
 

@@ -33,8 +33,8 @@ _MARKS = {"error": ("bad", "red"), "warning": ("note", "yellow"), "info": ("-", 
 def command(ctx: click.Context, *, propose: bool, file: Path | None, offline: bool, as_json: bool) -> None:
     """Check which backend runs on which GPU, or propose it.
 
-    Read are [gpu] and [backends] of the settings file and the driver; nothing is started. Exits with 0 when the plan can be carried out
-    (with --propose: when everything has a place), with 1 otherwise.
+    Read are [gpu] and [backends] of the settings file and the driver; nothing is started. Exits with 0 when the plan
+    can be carried out (with --propose: when everything has a place), with 1 otherwise.
     """
     from llm_hub.gpu.inventory import read_inventory
     from llm_hub.gpu.planning import load_inventory, plan_of, proposal_of

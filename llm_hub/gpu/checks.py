@@ -45,9 +45,10 @@ class _Facts(msgspec.Struct, frozen=True):
 def make_plan(
     settings: Settings, inventory: Inventory, known: Mapping[str, Known], *, pids: Mapping[int, str] | None = None
 ) -> Plan:
-    """The plan of these settings on these GPUs, with all that is wrong with it. Pure: the same arguments, the same plan.
+    """The plan of these settings on these GPUs, with all that is wrong with it. Pure: same arguments, same plan.
 
-    `known` is what is known of each backend (see `llm_hub.gpu.known.gather`), `pids` the processes that are known to be of a backend.
+    `known` is what is known of each backend (see `llm_hub.gpu.known.gather`), `pids` the processes that are known to
+    be of a backend.
     """
     running = pids or {}
     placements = with_claims(resolve(settings.assignments, inventory), known)

@@ -33,9 +33,10 @@ class KVLayers(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 class ModelFacts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A model, for its memory. Sizes in bytes; None: not known.
 
-    `weights` are those of its files where there are any, else of a count of its parameters (`counted`). `cache` is empty for a model that
-    keeps nothing from token to token (an encoder). `kv_bytes` is the size of a number in the cache where nothing else is
-    asked for. `bounds` say why an estimate is a lower bound: parts of the model that are not understood as a whole.
+    `weights` are those of its files where there are any, else of a count of its parameters (`counted`). `cache` is
+    empty for a model that keeps nothing from token to token (an encoder). `kv_bytes` is the size of a number in the
+    cache where nothing else is asked for. `bounds` say why an estimate is a lower bound: parts of the model that are
+    not understood as a whole.
     """
 
     architecture: str
@@ -210,7 +211,7 @@ def _sized(config: Mapping[str, Any], parameters: int) -> int | None:
     tables = hidden * vocabulary * (1 if config.get("tie_word_embeddings") else 2)
     if method in ("awq", "gptq"):
         bits, group = _whole(packed, "bits", "w_bit") or 4, _whole(packed, "group_size", "q_group_size") or 128
-        # A scale of 16 bits and a zero point for each group (AWQ, section 3; GPTQ's own format).
+        # A scale of 16 bits and a zero point for each group, in the formats of both.
         bits_each = bits + (16 + bits) / group
         return int(tables * each + (parameters - tables) * bits_each / 8)
     if method in ("fp8", "fbgemm_fp8"):

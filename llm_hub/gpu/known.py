@@ -32,8 +32,8 @@ class KnownModel(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 class Known(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A backend, for the plan. `offers` is what its plugin offers, `has_models` for which capabilities it has one configured.
 
-    `uses_gpu`: might it use a GPU at all? `local`: is it run on this machine, as far as its address tells? `problem` says why its plugin
-    cannot tell how it is started, `fix` what to do.
+    `uses_gpu`: might it use a GPU at all? `local`: is it run on this machine, as far as its address tells? `problem`
+    says why its plugin cannot tell how it is started, `fix` what to do.
     """
 
     backend: str
@@ -72,8 +72,9 @@ class Known(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     def divides(self, gpus: int) -> str:
         """Why the heads of its models cannot be divided among so many GPUs; empty if they can, or nothing is known of them.
 
-        As vLLM checks it: the heads of queries must divide evenly (verify_with_parallel_config in vllm/config/model.py), and
-        of those of keys and values either several go to a GPU or several GPUs hold the same one (QKVParallelLinear).
+        As vLLM checks it: the heads of queries must divide evenly (verify_with_parallel_config in
+        vllm/config/model.py), and of those of keys and values either several go to a GPU or several GPUs hold the
+        same one (QKVParallelLinear).
         """
         for model in self.models:
             facts = model.facts

@@ -34,8 +34,8 @@ def label(inventory: Inventory, unit: Unit) -> str:
 def claim_of(placement: Placement, known: Known) -> Claim:
     """What a backend takes of each of its GPUs.
 
-    A server that takes a share takes it of each card's own size, so of a larger one more. Else it is what the assignment says, or
-    else what its models are estimated to need.
+    A server that takes a share takes it of each card's own size, so of a larger one more. Else it is what the
+    assignment says, or else what its models are estimated to need.
     """
     gpus = placement.devices.gpus
     assigned = placement.devices.memory

@@ -55,8 +55,9 @@ class Estimate(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 def kv_cache(facts: ModelFacts, *, tokens: int, kv_bytes: float | None = None) -> int:
     """Bytes of the cache of keys and values of one call of so many tokens.
 
-    2 · layers · kv_heads · head_dim · bytes · tokens, where all layers keep all tokens (Pope et al. 2022, "Efficiently Scaling Transformer
-    Inference", section 3.3; with fewer heads for keys and values than for queries: Ainslie et al. 2023, "GQA").
+    2 · layers · kv_heads · head_dim · bytes · tokens, where all layers keep all tokens (Pope et al. 2022,
+    "Efficiently Scaling Transformer Inference"; with fewer heads for keys and values than for queries:
+    Ainslie et al. 2023, "GQA").
     """
     each = facts.kv_bytes if kv_bytes is None else kv_bytes
     return math.ceil(
@@ -67,8 +68,8 @@ def kv_cache(facts: ModelFacts, *, tokens: int, kv_bytes: float | None = None) -
 def overhead(facts: ModelFacts) -> int:
     """Bytes that a server takes of each card beside weights and cache: a margin.
 
-    The context of CUDA, and for one step the values between two layers (16 bits; in and out of the feed-forward network) and the
-    scores of the vocabulary (32 bits).
+    The context of CUDA, and for one step the values between two layers (16 bits; in and out of the feed-forward
+    network) and the scores of the vocabulary (32 bits).
     """
     step = STEP_TOKENS * (2 * (4 * facts.hidden + 2 * facts.intermediate) + 4 * facts.vocabulary)
     return CUDA_CONTEXT + step
@@ -85,8 +86,8 @@ def estimate(
 ) -> Estimate | None:
     """What the model needs with `parallel` calls at once of `context` tokens each; None if the size of its weights is unknown.
 
-    `context` None: what it was trained for. Over several GPUs either the heads are divided, where a card holds at least one head of keys and values of
-    each layer, or the layers, of which one card may hold one more.
+    `context` None: what it was trained for. Over several GPUs either the heads are divided, where a card holds at
+    least one head of keys and values of each layer, or the layers, of which one card may hold one more.
     """
     if facts.weights is None:
         return None
@@ -95,7 +96,8 @@ def estimate(
         tokens = min(tokens, facts.context_length)
     cache = parallel * kv_cache(facts, tokens=tokens, kv_bytes=kv_bytes)
     extra = overhead(facts)
-    share = 1 / gpus if split == "tensor" else math.ceil(max(facts.layers, 1) / gpus) / max(facts.layers, 1)
+    by_layers = split == "layers" and facts.layers > 0  # else nothing is known of them
+    share = math.ceil(facts.layers / gpus) / facts.layers if by_layers else 1 / gpus
     cache_share = share
     if split == "tensor" and facts.cache:
         cache_share = max(1 / min(gpus, max(group.heads, 1)) for group in facts.cache)

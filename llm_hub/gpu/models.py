@@ -35,8 +35,8 @@ class Unknown(msgspec.Struct, frozen=True, kw_only=True):
 def find_facts(name: str, *, served: ModelInfo | None = None) -> ModelFacts | Unknown:
     """What is known of the model of this name. Nothing is fetched.
 
-    In turn: a file or folder of this name, the cache of the Hugging Face clients, the store of Ollama; then what the server told of
-    it (`served`): its header, or its size alone, from which the weights are known and nothing else.
+    In turn: a file or folder of this name, the cache of the Hugging Face clients, the store of Ollama; then what the
+    server told of it (`served`): its header, or its size alone, from which the weights are known and nothing else.
     """
     try:
         for path in _places(name):
@@ -135,7 +135,9 @@ def _read(path: Path) -> ModelFacts | None:
     config = path / "config.json"
     if config.is_file():
         return _folder(path)
-    files = [one for one in sorted([*path.glob("*.gguf"), *path.glob("*/*.gguf")]) if "mmproj" not in one.name.casefold()]
+    files = [
+        one for one in sorted([*path.glob("*.gguf"), *path.glob("*/*.gguf")]) if "mmproj" not in one.name.casefold()
+    ]
     first = [one for one in files if (shard := _SHARD.search(one.name)) is None or "-00001-of-" in shard[0]]
     if len(first) > 1:
         raise ValueError(f"{path} holds {len(first)} GGUF models; name one of them")

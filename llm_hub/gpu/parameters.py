@@ -37,8 +37,9 @@ _ENCODERS = frozenset({"bert", "roberta", "xlm-roberta"})
 def count_parameters(config: Mapping[str, Any]) -> int | None:
     """The number of parameters; None for a family that is not known here.
 
-    The layers are those of transformers (src/transformers/models/…/modeling_….py): tables of words, attention, a gated feed-forward
-    network or experts, norms. Multi-token prediction layers (DeepSeek-V3), which engines load only when told to, are left out.
+    The layers are those of transformers (src/transformers/models/…/modeling_….py): tables of words, attention, a
+    gated feed-forward network or experts, norms. Multi-token prediction layers (DeepSeek-V3), which engines load only
+    when told to, are left out.
     """
     family = str(config.get("model_type", ""))
     if family not in FAMILIES:

@@ -41,8 +41,8 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 class Claim(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What a backend takes of each of its GPUs, by their ids, in bytes; None where it is not known.
 
-    `basis`: "assigned" (the settings say it), "share" (its server takes so much by itself), "estimated" (from its models) or
-    "unknown"; `lower_bound`: it may be more; `detail` says more in words.
+    `basis`: "assigned" (the settings say it), "share" (its server takes so much by itself), "estimated" (from its
+    models) or "unknown"; `lower_bound`: it may be more; `detail` says more in words.
     """
 
     basis: Literal["assigned", "share", "estimated", "unknown"] = "unknown"
@@ -54,10 +54,10 @@ class Claim(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 class Placement(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One backend on its GPUs.
 
-    `devices` are what it is started with: UUIDs where the cards are, else what is `written`. `verified`: the driver here
-    knows all of them, in contrast to an assignment that is merely believed. `models` are what each model is estimated to need, None where nothing
-    is known of it. `tensor_parallel` is the number of GPUs that the heads of the model are
-    divided among, 1 where layers are. `source` is the line of the assignment.
+    `devices` are what it is started with: UUIDs where the cards are, else what is `written`. `verified`: the driver
+    here knows all of them, in contrast to an assignment that is merely believed. `models` are what each model is
+    estimated to need, None where nothing is known of it. `tensor_parallel` is the number of GPUs that the heads of
+    the model are divided among, 1 where layers are. `source` is the line of the assignment.
     """
 
     backend: str
@@ -76,8 +76,8 @@ class Placement(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 class Row(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The memory of one GPU or MIG instance under the plan, in bytes; None where the driver does not tell it.
 
-    `others` is in use by what is no backend of the plan, the driver's own part included; `claims` is by backend; `left` what remains of
-    `total` without `others`, the claims and the `headroom`.
+    `others` is in use by what is no backend of the plan, the driver's own part included; `claims` is by backend;
+    `left` what remains of `total` without `others`, the claims and the `headroom`.
     """
 
     gpu: str

@@ -25,8 +25,8 @@ __all__ = ["load_inventory", "plan_of", "processes_of", "proposal_of", "survey",
 def plan_of(runtime: Runtime, inventory: Inventory | None = None, *, here: bool = True, ask: bool = True) -> Plan:
     """The plan of these settings on the GPUs of this machine, or of the inventory that is given.
 
-    `here`: the inventory is of this machine, so that its processes are. With `ask`, servers that run are asked for the sizes of models of
-    which nothing is here. Takes some seconds at most.
+    `here`: the inventory is of this machine, so that its processes are. With `ask`, servers that run are asked for
+    the sizes of models of which nothing is here. Takes some seconds at most.
     """
     inventory = read_inventory() if inventory is None else inventory
     known = survey(runtime, inventory, ask=ask)

@@ -116,9 +116,10 @@ def propose(
 ) -> Proposal:
     """An assignment for these GPUs and the models of these backends. Deterministic, and without I/O of its own.
 
-    The largest come first. One whose server makes use of all it gets has the emptiest card, and shares it only where there is no other;
-    small ones go together. Several GPUs are used only where one is too small. `known` is without any assignment, and `describe` says what is
-    known of a backend on certain GPUs, where that differs. What it proposes passes `make_plan`.
+    The largest come first. One whose server makes use of all it gets has the emptiest card, and shares it only where
+    there is no other; small ones go together. Several GPUs are used only where one is too small. `known` is without
+    any assignment, and `describe` says what is known of a backend on certain GPUs, where that differs. What it
+    proposes passes `make_plan`.
     """
     cards = _cards(settings, inventory, pids or {})
     items: list[_Item] = []

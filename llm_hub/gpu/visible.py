@@ -17,8 +17,9 @@ _CONTAINER = "NVIDIA_VISIBLE_DEVICES"
 def apply_visibility(inventory: Inventory, environ: Mapping[str, str]) -> Inventory:
     """The inventory with what the variables keep from this process marked as hidden.
 
-    The driver's own list knows nothing of CUDA_VISIBLE_DEVICES. NVIDIA_VISIBLE_DEVICES is for the container runtime, which
-    has already acted on it: in a container the driver lists only what that was given. It explains an empty list.
+    The driver's own list knows nothing of CUDA_VISIBLE_DEVICES. NVIDIA_VISIBLE_DEVICES is for the container runtime,
+    which has already acted on it: in a container the driver lists only what that was given. It explains an empty
+    list.
     """
     if not inventory.gpus:
         given = environ.get(_CONTAINER)
@@ -47,8 +48,8 @@ def apply_visibility(inventory: Inventory, environ: Mapping[str, str]) -> Invent
 def visible(value: str, inventory: Inventory) -> tuple[frozenset[str], list[str]]:
     """The UUIDs that this value of CUDA_VISIBLE_DEVICES leaves, and notes for the operator.
 
-    As CUDA reads it (CUDA Programming Guide, "CUDA Environment Variables"): indices, UUIDs or beginnings of them; whatever follows a
-    name that names nothing is not seen, and naming one twice leaves none at all.
+    As CUDA reads it (CUDA Programming Guide, "CUDA Environment Variables"): indices, UUIDs or beginnings of them;
+    whatever follows a name that names nothing is not seen, and naming one twice leaves none at all.
     """
     left: list[str] = []
     for word in (word.strip() for word in value.split(",")):

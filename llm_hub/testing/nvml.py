@@ -41,7 +41,8 @@ class StandInInstance(msgspec.Struct, frozen=True, kw_only=True):
 class StandInGpu(msgspec.Struct, frozen=True, kw_only=True):
     """A card. Sizes in bytes. `mig` None: MIG is off. `lost`: every call about it fails with NVML_ERROR_GPU_IS_LOST.
 
-    `fails` are error codes of NVML by the name of the call, such as {"nvmlDeviceGetUUID": 999}. `pci` None: by its number.
+    `fails` are error codes of NVML by the name of the call, such as {"nvmlDeviceGetUUID": 999}. `pci` None: by its
+    number.
     """
 
     uuid: str
@@ -100,8 +101,8 @@ class StandInDriver:
     ) -> None:
         """What it answers from now on.
 
-        `init` and `count` are error codes of NVML for starting it and for counting cards, `hang` and `crash` names of calls that
-        never come back or end the process, `noise` is printed on standard output.
+        `init` and `count` are error codes of NVML for starting it and for counting cards, `hang` and `crash` names of
+        calls that never come back or end the process, `noise` is printed on standard output.
         """
         lines = [f"init\t{init}", f"count\t{count}", f"driver\t{driver}", f"cuda\t{cuda}"]
         lines += [f"{word}\t{value}" for word, value in (("hang", hang), ("crash", crash), ("noise", noise)) if value]
