@@ -106,6 +106,8 @@ def write(rendered: Mapping[str, str], folder: Path) -> None:
 
 
 def _values(name: str, kind: str, capabilities: tuple[Capability, ...]) -> dict[str, str]:
+    from llm_hub.testing.conformance.rules import SUITE_VERSION
+
     package = f"llm_hub_{name.replace('-', '_')}"
     major, minor = llm_hub.__version__.split(".")[:2]
     variable = name.upper().replace("-", "_")
@@ -125,6 +127,7 @@ def _values(name: str, kind: str, capabilities: tuple[Capability, ...]) -> dict[
         "Class": "".join(part.capitalize() for part in name.split("-")),
         "attribute": ":plugin" if kind == "langchain" else "",
         "api_version": API_VERSION,
+        "suite_version": SUITE_VERSION,
         "core": f">={major}.{minor},<{major}.{int(minor) + 1}"
         if major == "0"
         else f">={major}.{minor},<{int(major) + 1}",

@@ -27,6 +27,7 @@ _COLOURS = {
     "undeclared": "yellow",
     "mended": "yellow",
     "known limit": "yellow",
+    "coming": "yellow",
     "skipped": None,
 }
 
@@ -123,7 +124,9 @@ def _show_report(report: Mapping[str, Any], *, verbose: bool) -> None:
         counts[finding["outcome"]] = counts.get(finding["outcome"], 0) + 1
     where = f", on {report['live']}" if report["live"] else ""
     told = ", ".join(
-        click.style(f"{counts[one]} {one}", fg=colour) for one, colour in _COLOURS.items() if one in counts
+        click.style(f"{counts[one]} {one}", fg=_COLOURS.get(one))
+        for one in dict.fromkeys([*_COLOURS, *counts])
+        if one in counts
     )
     click.echo()
     click.echo(f"{click.style(str(report['capability']), bold=True)}  suite {report['suite_version']}{where}: {told}")

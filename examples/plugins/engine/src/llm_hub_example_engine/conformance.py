@@ -15,6 +15,7 @@ class Text(TextRequirements):
     """An engine has no server and no key. Its answers are not those of the kit's models, so it says what to ask it."""
 
     plugin = "example-engine"
+    suite_version = "1.0"  # rules that become mandatory later are told, and fail nothing
     model = MODEL
     sends_key = False
     long = "one two three four five six seven eight nine ten " * 4
@@ -25,6 +26,7 @@ class Embedding(EmbeddingRequirements):
     """What the embedding suite needs to know."""
 
     plugin = "example-engine"
+    suite_version = "1.0"  # rules that become mandatory later are told, and fail nothing
     model = MODEL
     sends_key = False
     limited = False

@@ -88,6 +88,7 @@ class Text(TextRequirements):
     """Each feature that you declare in `plugin.py` is held against the backend; `tools = True` here claims one as well."""
 
     plugin = "example-http"
+    suite_version = "1.0"  # rules that become mandatory later are told, and fail nothing
     model = MODEL
     exact = True  # the answers are those of TinyModel
 
@@ -100,6 +101,7 @@ class Embedding(EmbeddingRequirements):
     """What the embedding suite needs to know."""
 
     plugin = "example-http"
+    suite_version = "1.0"  # rules that become mandatory later are told, and fail nothing
     model = MODEL
     truncates = False
 

@@ -18,6 +18,7 @@ class Text(TextRequirements):
     """LangChain has no way to ask for the models, and ChatOllama none to send a key."""
 
     plugin = "example-langchain"
+    suite_version = "1.0"  # rules that become mandatory later are told, and fail nothing
     options = OPTIONS
     reasoning_model = "hub-test-vlm-think"
     lists_models = False
@@ -33,6 +34,7 @@ class Embedding(EmbeddingRequirements):
     """What the embedding suite needs to know. LangChain's embeddings are vectors and nothing else."""
 
     plugin = "example-langchain"
+    suite_version = "1.0"  # rules that become mandatory later are told, and fail nothing
     options = OPTIONS
     model = "all-minilm:22m"
     lists_models = False
@@ -49,6 +51,7 @@ class Vision(VisionRequirements):
     """What the vision suite needs to know."""
 
     plugin = "example-langchain"
+    suite_version = "1.0"  # rules that become mandatory later are told, and fail nothing
     options = OPTIONS
     lists_models = False
     sends_key = False

@@ -15,6 +15,7 @@ class Text(TextRequirements):
     """FakeVLLM speaks the OpenAI API as vLLM does. Where your server differs, record it: docs/reference/testing.md of llm-hub."""
 
     plugin = "example-openai"
+    suite_version = "1.0"  # rules that become mandatory later are told, and fail nothing
 
     def server(self) -> FakeVLLM:
         """A new server, which the suite starts, and makes misbehave."""
@@ -25,6 +26,7 @@ class Embedding(EmbeddingRequirements):
     """What the embedding suite needs to know."""
 
     plugin = "example-openai"
+    suite_version = "1.0"  # rules that become mandatory later are told, and fail nothing
     truncates = False
 
     def server(self) -> FakeVLLM:
@@ -36,6 +38,7 @@ class Vision(VisionRequirements):
     """What the vision suite needs to know."""
 
     plugin = "example-openai"
+    suite_version = "1.0"  # rules that become mandatory later are told, and fail nothing
     images = True
     read = False
 
