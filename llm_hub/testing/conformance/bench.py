@@ -321,8 +321,9 @@ class Bench(Generic[R]):
             not_here("it needs a server of the kit")
         return self.server
 
-    def call(self, timeout: float | None = 30.0, *, cancel: CancelToken | None = None, **waits: float) -> Call:
-        """A call with this total deadline, and stage deadlines for which the default is long enough."""
+    def call(self, timeout: float | None = None, *, cancel: CancelToken | None = None, **waits: float) -> Call:
+        """A call with this total deadline (by default one that is long enough), and these of stages."""
+        timeout = max(30.0, 2 * patience()) if timeout is None else timeout
         return Call(timeout=timeout, timeouts=Timeouts(**waits), cancel=cancel)
 
     def hurried(self, **waits: float) -> Call:

@@ -61,6 +61,9 @@ class Requirements:
     """The address of a real server, where the suite is to run on one; `--llm-hub-live` of pytest and `--live` of
     `llm-hub check` set it too."""
 
+    patience: float | None = None
+    """Seconds that one call may take before it counts as hanging. None: 8, and 60 on a real server. More for a slow model."""
+
     heavy_imports: tuple[str, ...] = ()
     """Modules (with what is under them) that importing the plugin's module must not load, beside those that no plugin may
     (`llm_hub.testing.imports.HEAVY`)."""

@@ -6,12 +6,12 @@ import contextlib
 import time
 import traceback
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
 from llm_hub.errors import ConfigurationError, HubError, UnsupportedFeature
-from llm_hub.testing.conformance.bench import Bench, patience, patiently
+from llm_hub.testing.conformance.bench import Bench, impatient, patience, patiently
 from llm_hub.testing.conformance.report import Finding, Outcome, Report
 from llm_hub.testing.conformance.requirements import Requirements
 from llm_hub.testing.conformance.rules import Broken, NotApplicable, Rule
@@ -19,7 +19,7 @@ from llm_hub.testing.conformance.rules import Broken, NotApplicable, Rule
 __all__ = ["check_rule", "run_suite"]
 
 _KIT = str(Path(__file__).parent)
-_LONGEST = 60.0  # seconds that one rule may take before it counts as hanging
+_LONGEST = 60.0  # seconds that one rule may take, or 8 calls if that is more, before it counts as hanging
 
 
 def run_suite(
@@ -69,7 +69,8 @@ def _opened(bench: Bench[Any]) -> Iterator[Bench[Any]]:
 def check_rule(bench: Bench[Any], rule: Rule[Any]) -> Finding:
     """Hold the plugin on this bench to one rule."""
     began = time.monotonic()
-    outcome, seen, error = _judged(bench, rule)
+    with _patience(bench):
+        outcome, seen, error = _judged(bench, rule)
     version = bench.requirements.suite_version
     if outcome is Outcome.FAILED and not rule.mandatory(version):
         outcome, seen = Outcome.COMING, f"{seen} (mandatory since {rule.since}; the requirements keep to {version})"
@@ -103,6 +104,12 @@ def _trace(error: BaseException) -> str:
     return "".join(told.format())
 
 
+def _patience(bench: Bench[Any]) -> AbstractContextManager[None]:
+    """Wait as long as the requirements say, or as a real server may need."""
+    seconds = bench.requirements.patience or (60.0 if bench.live is not None else None)
+    return impatient(seconds) if seconds is not None else contextlib.nullcontext()
+
+
 def _judged(bench: Bench[Any], rule: Rule[Any]) -> tuple[Outcome, str, BaseException | None]:
     try:
         if (lacking := bench.lacks(rule.needs)) is not None:
@@ -111,7 +118,7 @@ def _judged(bench: Bench[Any], rule: Rule[Any]) -> tuple[Outcome, str, BaseExcep
         if (reason := bench.requirements.lacking(rule.feature)) is not None:
             return _refused(bench, rule, reason)
         if rule.feature is None or rule.feature in bench.features:
-            patiently(lambda: rule.check(bench), f"the check of {rule.id}", seconds=_LONGEST)
+            patiently(lambda: rule.check(bench), f"the check of {rule.id}", seconds=max(_LONGEST, 8 * patience()))
             return Outcome.PASSED, "", None
     except NotApplicable as error:
         return Outcome.SKIPPED, str(error), None
@@ -124,14 +131,14 @@ def _judged(bench: Bench[Any], rule: Rule[Any]) -> tuple[Outcome, str, BaseExcep
     except Exception as error:  # noqa: BLE001 - whatever a plugin raises is what was seen
         return Outcome.FAILED, f"{type(error).__name__}: {error}", error
     finally:
-        _tidy(bench)
+        bench.refresh()
     return _undeclared(bench, rule)
 
 
 def _refused(bench: Bench[Any], rule: Rule[Any], reason: str) -> tuple[Outcome, str, BaseException | None]:
     """A rule about a feature that the model lacks: asking for it must be refused."""
     try:
-        patiently(lambda: rule.check(bench), f"the check of {rule.id}", seconds=_LONGEST)
+        patiently(lambda: rule.check(bench), f"the check of {rule.id}", seconds=max(_LONGEST, 8 * patience()))
     except UnsupportedFeature:
         return Outcome.SKIPPED, f"the model lacks {rule.feature}, and asking for it is refused: {reason}", None
     return Outcome.MENDED, f"{rule.feature} works, though model_lacks says: {reason}", None
@@ -150,7 +157,7 @@ def _undeclared(bench: Bench[Any], rule: Rule[Any]) -> tuple[Outcome, str, BaseE
         why = "it refuses it" if isinstance(error, UnsupportedFeature) else "and it does not work"
         return Outcome.SKIPPED, f"{rule.feature} is not declared, {why}", None
     finally:
-        _tidy(bench)
+        bench.refresh()
     if said is False:
         return Outcome.SKIPPED, f"{rule.feature} works, and the requirements say that it is not to be claimed", None
     return (
@@ -172,7 +179,3 @@ def _manifest(bench: Bench[Any]) -> Any:
         return bench.manifest
     except HubError:
         return None
-
-
-def _tidy(bench: Bench[Any]) -> None:
-    bench.refresh()

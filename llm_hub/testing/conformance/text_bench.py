@@ -11,7 +11,7 @@ from llm_hub.capabilities import Capability
 from llm_hub.errors import HubError
 from llm_hub.messages import ChatChunk, ChatRequest, ChatResponse, Message
 from llm_hub.streams import collect
-from llm_hub.testing.conformance.bench import Bench
+from llm_hub.testing.conformance.bench import Bench, patience
 from llm_hub.testing.conformance.requirements import Requirements
 from llm_hub.text import TextHandle
 
@@ -179,7 +179,7 @@ class TextBench(Bench[TextRequirements]):
         """The whole answer by way of the hub, as a service would ask."""
         messages: Any = prompt if isinstance(prompt, str) else list(prompt)
         text = self.handle
-        options = {"temperature": 0.0, "timeout": 30.0, **options}
+        options = {"temperature": 0.0, "timeout": max(30.0, 2 * patience()), **options}
         if way == "chat":
             return text.chat(messages, **options)
         if way == "stream":
