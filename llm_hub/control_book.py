@@ -45,6 +45,10 @@ class Book(Protocol):
         """
         ...
 
+    def forked(self) -> None:
+        """In the child of a fork: no lock of the parent's is ever given back."""
+        ...
+
     def load(self, space: str) -> SpaceRecord | None:
         """The record of an embedding space."""
         ...
@@ -78,6 +82,10 @@ class MemoryBook:
         with self._lock:
             self._document = change(self._document)
             return self._document
+
+    def forked(self) -> None:
+        """In the child of a fork: begin with a lock that nobody holds."""
+        self._lock = threading.Lock()
 
     def load(self, space: str) -> SpaceRecord | None:
         """The record of an embedding space."""

@@ -187,6 +187,9 @@ class FileBook:
         finally:
             os.close(handle)
 
+    def forked(self) -> None:
+        """In the child of a fork: there is nothing to forget."""
+
     def make_folder(self) -> str:
         """The folder beside the file, there from now on. Raises OSError."""
         folder = self.folder

@@ -54,6 +54,7 @@ def diagnose(hub: Hub, *, timeout: float = 10.0) -> Diagnosis:
         Finding(kind="settings", subject="variable", state="suspicious", level="warning", detail=warning)
         for warning in runtime.settings.warnings
     ]
+    findings += _control(hub)
     wanted = {runtime.plugin_name(name) for name in runtime.settings.backends}
     findings += [_plugin(report, asked_for=report.name in wanted) for report in hub.plugins(load=True)]
     offered = {capability for report in hub.plugins() for capability in report.capabilities}
@@ -71,6 +72,18 @@ def diagnose(hub: Hub, *, timeout: float = 10.0) -> Diagnosis:
     findings += _running(runtime)
     findings += _gpus(runtime, timeout)
     return Diagnosis(findings=tuple(findings))
+
+
+def _control(hub: Hub) -> list[Finding]:
+    """What the control file says, if there is one, and whether it can be read."""
+    hub.refresh()
+    standing = hub.standing()
+    if standing.problem is not None:
+        reason, _, fix = standing.problem.partition(". ")
+        return [Finding(kind="settings", subject="control file", state="error", level="error", detail=reason, fix=fix)]
+    in_force = f"epoch {hub.epoch}, {hub.in_force.described}"
+    state = "left alone: LLM_HUB_PIN is set" if standing.pinned else in_force
+    return [Finding(kind="settings", subject="control file", state=state)]
 
 
 def _running(runtime: Runtime) -> list[Finding]:

@@ -33,6 +33,7 @@ PAUSE = 0.02
 
 _REPORTS = 1.0  # seconds between two reports, where nothing but numbers has changed
 _AGAIN = 1.0  # seconds after which what could not be taken up is tried again
+_ANYWAY = 5.0  # seconds after which the file is read even if it looks the same: network file systems remember its state
 
 
 class Standing(msgspec.Struct, frozen=True, kw_only=True):
@@ -70,7 +71,7 @@ class _Followed:
         self.silent = False
         self.busy = threading.Lock()
         self.reporting = threading.Lock()
-        self.again = 0.0
+        self.again = time.monotonic() + _ANYWAY
         self.due = 0.0
         self.said: tuple[object, ...] | None = None
         self.since = time.time()
@@ -78,9 +79,13 @@ class _Followed:
     def look(self, now: float) -> None:
         """Notice a change; what follows from it is done in another thread, so that the next one is noticed too."""
         signature = self.book.signature()
-        if signature != self.signature or (self.again and now >= self.again):
-            self.signature, self.again = signature, 0.0
-            threading.Thread(target=self._refresh, name="llm-hub-switch", daemon=True).start()
+        if signature != self.signature or now >= self.again:
+            self.signature, self.again = signature, now + _ANYWAY
+            try:
+                threading.Thread(target=self._refresh, name="llm-hub-switch", daemon=True).start()
+            except RuntimeError as error:  # the interpreter ends, or the process can have no more threads
+                self.signature = None
+                logger.debug("a change of %s waits for a thread: %s", self.book.where, error)
         if now >= self.due:
             self.due = now + _REPORTS
             self.report()

@@ -214,7 +214,10 @@ class Switchboard:
         """Close in a thread of its own: the last lease may be returned by a call, or by the garbage collector."""
 
         def close(runtime: Runtime) -> None:
-            threading.Thread(target=close_apart, args=(runtime,), name="llm-hub-reaper", daemon=True).start()
+            try:
+                threading.Thread(target=close_apart, args=(runtime,), name="llm-hub-reaper", daemon=True).start()
+            except RuntimeError:  # the interpreter ends, or the process can have no more threads
+                close_apart(runtime)
 
         def close_apart(runtime: Runtime) -> None:
             self._watch.tell(SwitchStep(step="drained", epoch=number))
@@ -482,6 +485,7 @@ def _after_fork() -> None:
     for board in list(_BOARDS):
         board._lock = threading.RLock()
         board._proving, board._refreshing = threading.Lock(), threading.Lock()
+        board.book.forked()
 
 
 os.register_at_fork(after_in_child=_after_fork)
