@@ -142,6 +142,9 @@ class Journey(Generic[R, T]):
         while (done := await self._round(order, retry)) is None:
             order = await self._pause(retry)
             retry += 1
+        # The errors of before hold frames, and these what the call has come to: a stream must be gone when it is dropped.
+        self._failed.clear()
+        self._refused.clear()
         return done
 
     async def _round(self, order: Iterable[int], retry: int) -> tuple[T, ServedBy, Visit] | None:

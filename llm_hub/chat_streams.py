@@ -64,6 +64,7 @@ class _Stream:
         self._seen: list[ChatChunk] = []
         self._over = False
         self._expired: HubError | None = None
+        self._left = False
         self._first: float | None = None
         self._response: ChatResponse | None = None
         self.served_by: ServedBy | None = None
@@ -101,7 +102,10 @@ class _Stream:
             return chunks, held, destination
 
         self._lease = self._epochs.lease()
-        begin(self._lease, self._ask, "chat", self._call, streamed=True)
+        if self._call.watching is None:
+            begin(self._lease, self._ask, "chat", self._call, streamed=True)
+        else:
+            self._call.watching.moved(self._lease)
         self._lease.attach(self._expire)
         request = self._request
         if not isinstance(request, ChatRequest):
@@ -122,8 +126,13 @@ class _Stream:
             return None
         self._reading = True
         try:
-            if self._lease is None:
-                await self._begin()
+            while self._lease is None:
+                try:
+                    await self._begin()
+                except Cancelled as error:
+                    if not self._moves_on():
+                        raise
+                    error.__traceback__ = None  # its frames hold this stream, and something may hold the error
             chunk = self._ready.pop() if self._ready else await self._world.next(self._chunks)
             if chunk is None:
                 self._finish()
@@ -171,6 +180,17 @@ class _Stream:
         if self._given is None or not self._given.cancelled:
             self._expired = error
         self._stop.cancel()
+
+    def _moves_on(self) -> bool:
+        """Was it a switch that ended it, before anything had come? Then it begins anew, on the epoch in force."""
+        if self._expired is None or self._left or not self._call.repeatable or self._lease is None:
+            return False
+        self._lease.release()
+        self._lease = self._expired = None
+        self._call.cancel = self._stop = CancelToken()
+        if self._given is not None:
+            self._given.subscribe(self, self._stop.cancel)
+        return True
 
     def _drained(self, error: HubError) -> StreamInterrupted:
         """An error of its own: the one that was told is told to every stream."""
@@ -237,6 +257,7 @@ class _Stream:
 
     async def _leave(self) -> None:
         """Stop, whoever reads: a reader that waits is cancelled, and cleans up itself."""
+        self._left = True
         if self._reading:
             self._stop.cancel()
         else:

@@ -133,7 +133,8 @@ class Health:
         self.watcher: threading.Thread | None = None  # who probes it in the background
         self.watch_lock = threading.Lock()
         self.stop = CancelToken()  # for that thread
-        self.last_error: HubError | None = None
+        # Not the error itself: its traceback would hold the call, its request and its lease for as long.
+        self.last_error: str | None = None
         self.last_error_at: float | None = None
         self._latency: deque[float] = deque(maxlen=_KEPT)
         self._first: deque[float] = deque(maxlen=_KEPT)
@@ -202,7 +203,7 @@ class Health:
             self.rung, self.rung_at = Rung.ALIVE, now
         if not isinstance(error, BackendError) or error.backend is None:
             return
-        self.last_error, self.last_error_at = error, now
+        self.last_error, self.last_error_at = reason_of(error), now
         if isinstance(error, BackendLoading):
             self.rung, self.rung_at = Rung.MODEL_PRESENT, now
             if self.loading_since is None:
@@ -264,7 +265,7 @@ class Health:
             opened=self.breaker.opened,
             latency=_percentiles(self._latency),
             first_chunk=_percentiles(self._first),
-            last_error=None if error is None else reason_of(error),
+            last_error=error,
             last_error_age=_age(now, at),
         )
 

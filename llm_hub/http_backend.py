@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+import sys
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Iterator
 from queue import SimpleQueue
 from typing import Any, TypeVar
 
@@ -272,7 +273,7 @@ class HttpBackend:
 class _SyncStream:
     """Iterates over the chunks of a generator of batches that never suspends."""
 
-    __slots__ = ("_batches", "_dropped", "_live", "_opened", "_ready")
+    __slots__ = ("_batches", "_begun", "_dropped", "_live", "_opened", "_ready")
 
     def __init__(
         self,
@@ -283,6 +284,7 @@ class _SyncStream:
         self._batches = batches
         self._opened = opened
         self._dropped = dropped
+        self._begun = False
         self._live = False
         self._ready: Iterator[ChatChunk] = iter(())
 
@@ -294,7 +296,7 @@ class _SyncStream:
             return chunk
         try:
             self._live = True
-            self._batches.__anext__().send(None)
+            (self._batches.__anext__() if self._begun else self._first()).send(None)
         except StopIteration as stop:
             self._ready = iter(stop.value)
             return next(self._ready)
@@ -305,6 +307,16 @@ class _SyncStream:
             self._live = False
             raise
         raise RuntimeError("a stream over the sync port suspended")
+
+    def _first(self) -> Coroutine[Any, Any, list[ChatChunk]]:
+        """Begin, and see to it that the garbage collector never runs what is left of the generator: see `__del__`."""
+        self._begun = True
+        hooks = sys.get_asyncgen_hooks()
+        sys.set_asyncgen_hooks(firstiter=None, finalizer=self._dropped.put)  # kept by the generator from here on
+        try:
+            return self._batches.__anext__()
+        finally:
+            sys.set_asyncgen_hooks(*hooks)
 
     def close(self) -> None:
         """Stop reading; the backend sees the connection close."""

@@ -259,7 +259,9 @@ class SyncPort:
                 guard.finish()
                 raise
             body: Iterator[bytes] = iter(response.iter_stream())
-            return Exchange(response, guard, body, self._transport.limits.max_reply)
+            exchange = Exchange(response, guard, body, self._transport.limits.max_reply)
+            self._transport.live.add(exchange)
+            return exchange
         raise AssertionError("unreachable")
 
     async def next(self, exchange: Exchange) -> bytes | None:
@@ -274,6 +276,7 @@ class SyncPort:
         exchange.guard.finish()
         exchange.body.close()
         exchange._response.close()
+        self._transport.live.discard(exchange)
 
     async def sleep(self, seconds: float, call: Call) -> None:
         woken = threading.Event()
@@ -353,6 +356,9 @@ class Transport:
     ) -> None:
         self.limits = limits or Limits()
         self.dropped: SimpleQueue[AsyncGenerator[Any, None]] = SimpleQueue()
+        # Held until they are closed: the garbage collector would end their generators wherever it happens to run, and they
+        # take a lock of the pool to end, which that thread may hold.
+        self.live: set[Exchange] = set()
         self.sync_port = SyncPort(self)
         self.async_port = AsyncPort(self)
         self._given = pool
@@ -371,7 +377,8 @@ class Transport:
                 batches = self.dropped.get_nowait()
             except Empty:  # another thread was faster
                 return
-            drive(batches.aclose())
+            with contextlib.suppress(ValueError, RuntimeError):  # it is being closed by another thread
+                drive(batches.aclose())
 
     def pool(self, scheme: str) -> httpcore.ConnectionPool:
         """The pool of the blocking callers of this process."""
@@ -444,6 +451,7 @@ class Transport:
         self._network = SyncNetwork()
         self._pools = {}
         self._loops = {}
+        self.live.clear()
 
 
 class _LoopPools:

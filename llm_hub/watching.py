@@ -57,6 +57,10 @@ class Watching:
         )
         self._runtime.watch.tell(began)
 
+    def moved(self, lease: Lease[Runtime]) -> None:
+        """It begins anew on another epoch, before anything was produced: it is one call all the same."""
+        self._epoch, self._runtime = lease.epoch.number, lease.value
+
     def attempt(self, destination: Destination, started: float, error: BaseException | None = None) -> None:
         """An attempt that began at `started`, by the monotonic clock, has ended."""
         self._attempts += 1

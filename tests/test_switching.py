@@ -341,6 +341,42 @@ def test_async_streams_that_are_abandoned_hold_no_epoch(hub: Hub) -> None:
     assert wait_until(lambda: closed == ["ollama"])
 
 
+def test_a_stream_in_a_cycle_is_collected_while_a_lock_of_the_connections_is_held(hub: Hub, ollama: FakeOllama) -> None:
+    """The garbage collector runs in any thread, anywhere, and must not wait for what that thread holds."""
+
+    class Holder:
+        """As many a service has it: an object that knows itself, and a stream."""
+
+    holder: Any = Holder()
+    holder.itself, holder.stream = holder, hub.text().stream(LONG)
+    next(holder.stream)
+    closed = _closings(hub)
+    with hub._transport.pool("http")._optional_thread_lock:
+        del holder
+        gc.collect()
+    hub.use(text="vllm")
+    hub.text().chat("ping")
+    assert wait_until(lambda: closed == ["ollama"])
+    assert wait_until(lambda: any(one.gone_early for one in ollama.requests))
+
+
+def test_a_stream_that_came_by_a_fallback_is_gone_as_soon_as_it_is_dropped(hub: Hub, vllm: FakeVLLM) -> None:
+    hub.use(text="vllm,ollama")
+    closed = _closings(hub)
+    gc.disable()
+    try:
+        with vllm.fault(Fault.SERVER_ERROR):
+            stream = hub.text().stream(LONG)
+            next(stream)
+        assert stream.served_by is not None
+        assert stream.served_by.fallback
+        hub.use(text="vllm")
+        del stream
+        assert wait_until(lambda: closed == ["ollama"])
+    finally:
+        gc.enable()
+
+
 def test_a_stream_that_was_never_started_begins_on_the_epoch_of_its_first_chunk(hub: Hub) -> None:
     stream = hub.text().stream("ping")
     hub.use(text="vllm")
@@ -482,6 +518,52 @@ def test_async_streams_break_off_at_the_drain_deadline_too(hub: Hub, ollama: Fak
         return caught.value
 
     assert asyncio.run(go()).partial.startswith("1")
+
+
+@pytest.mark.parametrize("world", ["thread", "task"])
+def test_what_has_produced_nothing_by_the_deadline_begins_anew_on_the_new_epoch(
+    hub: Hub, ollama: FakeOllama, world: str
+) -> None:
+    ollama.fault(Fault.HANG_BEFORE_HEADERS, seconds=30, path="/api/chat")
+    timer = threading.Timer(0.1, lambda: hub.use(text="vllm", drain=0.1))
+    timer.start()
+
+    async def go() -> ChatResponse:
+        async with hub.text().astream("ping") as stream:
+            async for _ in stream:
+                pass
+        return stream.response
+
+    if world == "task":
+        response = asyncio.run(go())
+    else:
+        with hub.text().stream("ping") as stream:
+            assert "".join(chunk.text for chunk in stream) == "pong"
+        response = stream.response
+    timer.join()
+    assert served(response) == ("vllm", 2)
+
+
+def test_a_stream_that_its_caller_closes_does_not_move_on(hub: Hub, ollama: FakeOllama, vllm: FakeVLLM) -> None:
+    ollama.fault(Fault.HANG_BEFORE_HEADERS, seconds=30, path="/api/chat")
+    stream = hub.text().stream("ping")
+    caught: list[BaseException] = []
+
+    def read() -> None:
+        try:
+            next(stream)
+        except BaseException as error:
+            caught.append(error)
+
+    thread = threading.Thread(target=read)
+    thread.start()
+    assert wait_until(lambda: bool(ollama.requests) and ollama.requests[-1].path == "/api/chat")
+    before = len([one for one in vllm.requests if one.path.endswith("/completions")])
+    stream.close()
+    hub.use(text="vllm", drain=0)
+    thread.join(5)
+    assert [type(error).__name__ for error in caught] == ["Cancelled"]
+    assert len([one for one in vllm.requests if one.path.endswith("/completions")]) == before
 
 
 def test_what_ends_in_time_is_not_disturbed_by_the_deadline(hub: Hub) -> None:
