@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from llm_hub.gpu.inventory import Gpu, Inventory, MigInstance, read_inventory
 from llm_hub.gpu.nvidia import NvidiaSource
+from llm_hub.gpu.nvml import named
 from llm_hub.gpu.visible import apply_visibility
 from llm_hub.testing.nvml import NoCompiler, StandInDriver, StandInGpu, StandInInstance, StandInProcess
 
@@ -198,6 +199,27 @@ def test_who_uses_a_card_is_listed_by_name_without_arguments(machines: dict[str,
     assert (mine.pid, mine.memory) == (os.getpid(), 2 * GIB)
     assert (mine.name or "").startswith(("python", "pytest"))
     assert (other.name, other.memory) == (f"process-{2**22 + 7}", None)  # as the driver names it, without its secret
+
+
+@pytest.mark.parametrize(
+    ("command", "name"),
+    [
+        ("/usr/local/bin/ollama\0runner\0--model\0/secret", "ollama"),
+        ("/usr/lib/ollama/cuda_v13/llama-server\0--port\01", "ollama/cuda_v13/llama-server"),
+        ("VLLM::EngineCore", "VLLM::EngineCore"),
+        ("/opt/venv/bin/python3\0/opt/venv/bin/vllm\0serve\0--api-key\0secret", "python3 vllm"),
+        ("/opt/venv/bin/python3\0-m\0llm_hub_llamacpp\0--model\0m", "python3 -m llm_hub_llamacpp"),
+        ("/usr/bin/python3.12\0-u\0-m\0vllm.entrypoints\0--key\0secret", "python3.12 -m vllm.entrypoints"),
+        ("python\0run.py\0-m\0secret", "python run.py"),
+        ("python\0-u", "python"),
+        ("python\0-c\0print('secret')", "python"),
+        ("./server\0--key=secret", "./server"),
+    ],
+)
+def test_a_process_is_named_by_what_it_runs(command: str, name: str) -> None:
+    words = [word for word in command.split("\0") if word]
+    assert named(words) == name
+    assert "secret" not in named(words)
 
 
 @pytest.mark.parametrize(

@@ -197,8 +197,18 @@ def test_the_store_of_ollama_is_looked_into(no_caches: Path) -> None:
     (store / "blobs" / digest.replace(":", "-")).write_bytes(TINY.read_bytes())
     assert found("tiny").layers == found("tiny:latest").layers == found(str(TINY)).layers
     assert isinstance(find_facts("tiny:other"), Unknown)
+    sees = {"mediaType": "application/vnd.ollama.image.projector", "digest": "sha256:" + "cd" * 32}
+    (store / "blobs" / ("sha256-" + "cd" * 32)).write_bytes(bytes(1000))
+    manifest.write_text(json.dumps({"layers": [*layers, sees]}))
+    assert found("tiny").weights == (found(str(TINY)).weights or 0) + 1000
     manifest.write_text('{"layers": [{"mediaType": "application/vnd.ollama.image.model", "digest": "../../../x"}]}')
     assert isinstance(find_facts("tiny"), Unknown)
+
+
+def test_what_a_model_sees_through_is_in_the_process_of_the_model() -> None:
+    facts = found(str(TINY.with_name("mmproj-hub-test-vlm-f16.gguf")))
+    one = made(facts)
+    assert (one.total, one.per_gpu) == (facts.weights, facts.weights)
 
 
 def test_what_only_the_server_has_is_known_by_its_size_alone() -> None:

@@ -41,6 +41,7 @@ def command(*, as_json: bool, timeout: float) -> None:
     claims = {
         str(unit.uuid): [name for name, one in placed.items() if any(gpu.id == unit.uuid for gpu in one.devices.gpus)]
         for unit in inventory.units()
+        if unit.uuid is not None
     }
     if as_json:
         print_json({"gpus": [], **msgspec.to_builtins(inventory), "claims": claims})

@@ -10,7 +10,10 @@ import msgspec
 from llm_hub.gguf import Header
 from llm_hub.gpu.parameters import count_parameters
 
-__all__ = ["KVLayers", "ModelFacts", "facts_from_config", "facts_from_gguf"]
+__all__ = ["PROJECTOR", "KVLayers", "ModelFacts", "facts_from_config", "facts_from_gguf"]
+
+PROJECTOR = "projector"
+"""The architecture of what a model sees through, which is a file of its own and no model."""
 
 _DTYPES = {"float32": 4.0, "float16": 2.0, "bfloat16": 2.0, "float8_e4m3fn": 1.0}
 _PARTS = ("text_config", "llm_config", "language_config", "thinker_config")

