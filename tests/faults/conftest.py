@@ -103,11 +103,19 @@ class Rig:
 
     def asked(self, server: Any) -> int:
         """How many answers the server was asked for."""
-        return sum(request.path == self.path for request in server.requests)
+        return len(self._answers(server))
+
+    def _answers(self, server: Any) -> list[Any]:
+        """The requests for an answer: not what only loads a model, which happens in the background."""
+        return [
+            request
+            for request in list(server.requests)
+            if request.path == self.path and b'"messages":[]' not in request.body
+        ]
 
     def last(self, server: Any) -> Any:
         """The last request for an answer; what a probe in the background asked does not count."""
-        return [request for request in server.requests if request.path == self.path][-1]
+        return self._answers(server)[-1]
 
     def until(self, condition: Callable[[], bool], seconds: float = 5.0) -> bool:
         """Wait for something that another thread does."""
