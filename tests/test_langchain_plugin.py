@@ -168,6 +168,8 @@ def test_address_key_and_model_go_to_the_constructor_and_its_retries_are_off() -
     assert model.openai_api_key.get_secret_value() == "s3cret"
     assert model.stream_usage
     assert made(from_langchain(ChatOllama, default_url="http://127.0.0.1:8")).base_url == "http://127.0.0.1:8"
+    adapted = made(from_langchain(ChatOpenAI, default_url="http://127.0.0.1:8", arguments=at_v1))
+    assert adapted.openai_api_base == "http://127.0.0.1:8/v1"
 
 
 def test_arguments_of_the_operator_win_over_those_of_the_author() -> None:

@@ -164,6 +164,8 @@ class LangChainPlugin:
         from llm_hub.engine import EngineBackend
         from llm_hub.langchain.foreign_engine import ChatEngine, EmbeddingsEngine
 
+        if self.terms.default_url is not None and config.base_url(capability) is None:
+            config = msgspec.structs.replace(config, base_urls={**config.base_urls, None: self.terms.default_url})
         embeds = capability is Capability.EMBEDDING
         features = self.terms.features & _EMBEDS if embeds else self.terms.features - _EMBEDS
         make = EmbeddingsEngine if embeds else ChatEngine

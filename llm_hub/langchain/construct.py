@@ -143,7 +143,7 @@ def _arguments(
     arguments.update(_own_http(known, config))
     if model is not None:
         arguments[_wanted(known, kind, "model", MODEL, config)] = model
-    url = config.base_url(capability) or terms.default_url
+    url = config.base_url(capability)
     if url is not None:
         arguments[_wanted(known, kind, "base_url", _BASE_URL, config, ending=("base_url", "_api_base"))] = url
     if config.api_key is not None:

@@ -149,7 +149,7 @@ class _Engine:
 
     @property
     def _url(self) -> str | None:
-        return self._config.base_url(self._capability) or self._terms.default_url
+        return self._config.base_url(self._capability)
 
     def _try(self, model: str | None, call: Call) -> None:
         raise NotImplementedError
