@@ -15,10 +15,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from llm_hub.gpu.checks import make_plan
+from llm_hub.gpu.facts import KVLayers, ModelFacts
 from llm_hub.gpu.inventory import Gpu, Inventory, MigInstance, read_inventory
+from llm_hub.gpu.known import Known, KnownModel
 from llm_hub.gpu.nvidia import NvidiaSource
 from llm_hub.gpu.nvml import named
+from llm_hub.gpu.proposal import propose, to_toml
 from llm_hub.gpu.visible import apply_visibility
+from llm_hub.launch import GpuNeeds
+from llm_hub.settings import Settings
 from llm_hub.testing.nvml import NoCompiler, StandInDriver, StandInGpu, StandInInstance, StandInProcess
 
 GIB = 1 << 30
@@ -236,6 +242,28 @@ def test_a_process_is_named_by_what_it_runs(command: str, name: str) -> None:
 def test_an_empty_inventory_says_why(machines: dict[str, Inventory], name: str, said: str) -> None:
     assert machines[name].gpus == ()
     assert said in machines[name].reason
+
+
+@pytest.mark.parametrize("name", list(MACHINES))
+def test_on_each_machine_a_proposal_passes_the_checks(machines: dict[str, Inventory], name: str) -> None:
+    inventory, cache = machines[name], (KVLayers(layers=32, elements=2048, heads=8),)
+    known = {}
+    for backend, weights, share in (("large", 10, 0.9), ("small", 2, None)):
+        facts = ModelFacts(architecture="llama", layers=32, hidden=4096, heads=32, weights=weights * GIB, cache=cache)
+        needs = GpuNeeds(share=share, split="tensor" if share else "layers", context=8192)
+        models = (KnownModel(name="m", facts=facts),)
+        known[backend] = Known(backend=backend, plugin="p", needs=needs, models=models)
+    proposal = propose(Settings(), inventory, known)
+    room = [gpu for gpu in inventory.gpus if not (gpu.problem or gpu.mig) and gpu.total]
+    assert len(proposal.placed) == (2 if room else 1 if any(gpu.instances for gpu in inventory.gpus) else 0)
+    for one in proposal.placed:
+        if known[one.backend].needs.share is not None:
+            (gpu,) = [gpu for gpu in inventory.gpus if gpu.uuid in one.gpus]
+            needs = msgspec.structs.replace(known[one.backend].needs, share=one.memory / (gpu.total or 1), gpus=1)
+            known[one.backend] = msgspec.structs.replace(known[one.backend], needs=needs)
+    plan = make_plan(Settings.from_toml(to_toml(proposal)), inventory, known)
+    assert not [str(one) for one in plan.findings if one.level == "error"]
+    assert plan.verified
 
 
 # -- asking, in a process of its own ----------------------------------------------------------------------------------
