@@ -53,7 +53,7 @@ class _Stream:
         self._given, self._stop = call.cancel, CancelToken()
         call.cancel = self._stop
         if self._given is not None:
-            self._given.subscribe(self, self._stop.cancel)
+            self._given.subscribe(self._stop, self._stop.cancel)  # which holds no stream that was dropped
         self._reading = False
         self._chunks: Any = None
         self._lease: Lease[Runtime] | None = None
@@ -238,7 +238,7 @@ class _Stream:
     def _release(self) -> None:
         self._over = True
         if self._given is not None:
-            self._given.unsubscribe(self)
+            self._given.unsubscribe(self._stop)
         if self._lease is not None:
             self._lease.release()
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from llm_hub import Hub, Timeouts
+from llm_hub import CancelToken, Hub, Timeouts
 from llm_hub.config import BackendLimits
 from llm_hub.errors import DeadlineExceeded
 from llm_hub.testing import Fault
@@ -131,6 +131,43 @@ def test_row_25_a_stream_that_is_left_is_left_upstream_too(rig: Any, how: str) -
     assert hub.text().chat("ping", timeout=5).text == "pong"  # the place is free
     assert rig.is_idle(hub)
     assert rig.condition(hub).failures == 0
+
+
+@pytest.mark.parametrize("way", ["stream"], indirect=True)
+def test_row_25_a_dropped_stream_is_gone_at_once_though_others_had_failed_before(rig: Any) -> None:
+    down, up = rig.server(), rig.server()
+    hub = rig.hub(down, up, timeouts=Timeouts(), limits=BackendLimits(concurrent=1))
+    down.stop()
+    token = CancelToken()  # which outlives the stream
+    up.fault(Fault.HANG_BETWEEN_CHUNKS, path=rig.path, times=1)
+    gc.disable()
+    try:
+        stream = hub.text().stream(LONG, cancel=token)
+        next(stream)
+        del stream
+        assert rig.last(up).wait(1)
+        assert rig.last(up).gone_early
+        assert rig.is_idle(hub)
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize("way", ["stream"], indirect=True)
+def test_row_25_a_stream_in_a_ring_is_collected_even_within_the_pool(rig: Any) -> None:
+    server = rig.server()
+    hub = rig.hub(server, timeouts=Timeouts())
+    server.fault(Fault.HANG_BETWEEN_CHUNKS, path=rig.path, times=1)
+    ring: list[Any] = [hub.text().stream(LONG)]
+    next(ring[0])
+    ring.append(ring)
+    pool: Any = next(iter(hub._transport._pools.values()))
+    with pool._optional_thread_lock:  # as if the collector ran while this thread is in the pool
+        del ring
+        gc.collect()
+    assert rig.last(server).wait(1)
+    assert rig.last(server).gone_early
+    assert hub.text().chat("ping", timeout=5).text == "pong"
+    assert rig.is_idle(hub)
 
 
 @pytest.mark.parametrize("way", ["chat", "stream"], indirect=True)
