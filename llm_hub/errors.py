@@ -3,7 +3,7 @@
 HubError
 ├── ConfigurationError          what was configured is wrong or incomplete
 │   ├── SettingsError           a variable, or a line of llm-hub.toml
-│   ├── ControlFileDamaged      the control file cannot be read, or says nothing that can be used
+│   │   └── ControlFileDamaged  the control file cannot be read, or says nothing that can be used
 │   ├── UnknownBackend          a name that nothing defines
 │   └── NoBackend               no rule names a backend that can serve this
 ├── PluginError                 the code of a backend
