@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from llm_hub.capabilities import Capability
-from llm_hub.gpu.checks import fits_beside, make_plan
+from llm_hub.gpu.checks import make_plan
 from llm_hub.gpu.facts import KVLayers, ModelFacts
 from llm_hub.gpu.inventory import Gpu, GpuProcess, Inventory, MigInstance
 from llm_hub.gpu.known import Known, KnownModel
@@ -109,7 +109,6 @@ def test_the_layout_of_two_gpus_is_a_plan_and_pinned_by_uuid() -> None:
     assert made.verified
     assert [gpu.id for gpu in made.devices("vllm").gpus] == ["GPU-1111"]
     assert made.devices("vllm").memory == 20 * GIB
-    assert made.on("GPU-0000") == ("ollama",)
     zero, one = made.rows
     assert one.claims == {"vllm": 20 * GIB}
     assert one.left == 24 * GIB - GIB // 2 - GIB // 2 - 20 * GIB
@@ -352,12 +351,9 @@ def test_what_follows_one_another_must_fit_side_by_side() -> None:
     finding = only(made, "switch")
     assert "text cannot be switched between vllm and ollama" in finding.message
     assert finding.where == "llm-hub.toml:7"
-    row = fits_beside(made, "vllm", "ollama")
-    assert row is not None
-    assert row.gpu == "GPU-0000"
+    assert finding.gpu == "GPU-0000"
     apart = plan(text.format(1), vllm(share=0.7), ollama())
     assert apart.usable
-    assert fits_beside(apart, "vllm", "ollama") is None
 
 
 def test_what_could_go_anywhere_and_what_stays_on_the_cpu_is_said() -> None:

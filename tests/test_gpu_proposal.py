@@ -186,6 +186,18 @@ def test_what_is_unknown_is_not_placed_and_what_needs_no_gpu_is_not_asked_about(
     assert (broken.reason, broken.would) == ("no model", ("Set one.",))
 
 
+def test_what_the_backends_use_now_is_there_to_be_given_out() -> None:
+    runs = (GpuProcess(pid=7, name="p", memory=20 * GIB),)  # by the name of their plugin
+    busy = card(0, used=20 * GIB, free=int(3.5 * GIB), processes=runs)
+    proposal, known = proposed(Inventory(gpus=(busy,)), backend("vllm", 15, share=0.9))
+    assert layout(proposal) == {"vllm": ("GPU-0",)}
+    assert checked(proposal, Inventory(gpus=(busy,)), known).usable
+    other = msgspec.structs.replace(busy, processes=(GpuProcess(pid=7, name="else", memory=20 * GIB),))
+    assert not proposed(Inventory(gpus=(other,)), backend("vllm", 15, share=0.9))[0].complete
+    known = {"vllm": backend("vllm", 15, share=0.9)}
+    assert propose(Settings(), Inventory(gpus=(other,)), known, pids={7: "vllm"}, describe=placed_on).complete
+
+
 def test_lost_hidden_and_divided_cards_are_left_out() -> None:
     instance = MigInstance(uuid="MIG-1", index=0, total=10 * GIB, free=10 * GIB, used=0)
     inventory = Inventory(

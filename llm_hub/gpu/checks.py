@@ -14,7 +14,7 @@ from llm_hub.gpu.ledger import label, owner, rows, size, with_claims
 from llm_hub.gpu.plan import Finding, Placement, Plan, Row, resolve
 from llm_hub.settings import Settings
 
-__all__ = ["check", "fits_beside", "make_plan"]
+__all__ = ["make_plan"]
 
 
 class _Facts(msgspec.Struct, frozen=True):
@@ -54,10 +54,10 @@ def make_plan(
     placements = with_claims(resolve(settings.assignments, inventory), known)
     table = tuple(rows(inventory, placements, settings.headroom, running))
     facts = _Facts(settings, inventory, placements, known, table, running)
-    return Plan(placements=placements, findings=tuple(check(facts)), rows=table, inventory=inventory)
+    return Plan(placements=placements, findings=tuple(_check(facts)), rows=table, inventory=inventory)
 
 
-def check(facts: _Facts) -> Iterator[Finding]:
+def _check(facts: _Facts) -> Iterator[Finding]:
     """All findings, errors first."""
     found = [finding for one in _CHECKS for finding in one(facts)]
     order = {"error": 0, "warning": 1, "info": 2}
@@ -419,14 +419,6 @@ def _too_small(facts: _Facts, name: str, known: Known, given: int) -> Iterator[F
             fix=fix,
             backend=name,
         )
-
-
-def fits_beside(plan: Plan, one: str, other: str) -> Row | None:
-    """The GPU on which these two cannot be up at the same time, as a switch from one to the other needs it; None if they can."""
-    for row in plan.rows:
-        if _crowded(row, one, other):
-            return row
-    return None
 
 
 def _crowded(row: Row, one: str, other: str) -> bool:

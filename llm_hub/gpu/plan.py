@@ -112,12 +112,6 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         placement = self.placements.get(backend)
         return placement.devices if placement is not None else Devices()
 
-    def on(self, gpu: str) -> tuple[str, ...]:
-        """The backends that were put on the GPU of this id."""
-        return tuple(
-            name for name, one in self.placements.items() if any(device.id == gpu for device in one.devices.gpus)
-        )
-
 
 def in_bytes(amount: str) -> int:
     """`"20 GiB"` in bytes, as the settings write amounts."""

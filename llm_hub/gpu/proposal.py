@@ -12,6 +12,7 @@ from llm_hub.gpu.inventory import Gpu, Inventory, Unit
 from llm_hub.gpu.known import Known
 from llm_hub.gpu.ledger import label, rows, size
 from llm_hub.gpu.memory import kv_cache
+from llm_hub.gpu.plan import Placement
 from llm_hub.launch import Device, Devices
 from llm_hub.settings import Settings
 from llm_hub.toml_lines import dotted
@@ -121,7 +122,7 @@ def propose(
     any assignment, and `describe` says what is known of a backend on certain GPUs, where that differs. What it
     proposes passes `make_plan`.
     """
-    cards = _cards(settings, inventory, pids or {})
+    cards = _cards(settings, inventory, known, pids or {})
     items: list[_Item] = []
     unplaced: list[Unplaced] = []
     for order, one in enumerate(known.values()):
@@ -144,10 +145,17 @@ def propose(
     return Proposal(placed=tuple(found), unplaced=tuple(unplaced))
 
 
-def _cards(settings: Settings, inventory: Inventory, pids: Mapping[int, str]) -> list[_Card]:
-    """What there is to give out: without what is lost, hidden or of unknown size, and without headroom and others' use."""
+def _cards(
+    settings: Settings, inventory: Inventory, known: Mapping[str, Known], pids: Mapping[int, str]
+) -> list[_Card]:
+    """What there is to give out: without what is lost, hidden or of unknown size, without headroom and others' use.
+
+    What the backends themselves use, where they run now, is there to be given out: they would be started anew.
+    """
     found = []
-    table = {row.gpu: row for row in rows(inventory, {}, settings.headroom, pids)}
+    everywhere = Devices(gpus=tuple(Device(id=str(unit.uuid)) for unit in inventory.units()))
+    ours = {name: Placement(backend=name, plugin=one.plugin, devices=everywhere) for name, one in known.items()}
+    table = {row.gpu: row for row in rows(inventory, ours, settings.headroom, pids)}
     for unit in inventory.units():
         row = table.get(unit.uuid or "")
         if row is None or row.total is None or row.left is None or unit.hidden_by or getattr(unit, "problem", ""):

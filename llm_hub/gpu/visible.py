@@ -53,7 +53,7 @@ def visible(value: str, inventory: Inventory) -> tuple[frozenset[str], list[str]
     """
     left: list[str] = []
     for word in (word.strip() for word in value.split(",")):
-        unit = inventory.find(int(word) if word.isdecimal() else word) if word else None
+        unit = inventory.find(int(word) if _is_index(word) else word) if word else None
         if unit is None:
             if word and word != "-1":
                 return frozenset(left), [
@@ -73,7 +73,11 @@ def visible(value: str, inventory: Inventory) -> tuple[frozenset[str], list[str]
 
 
 def _by_index(value: str) -> bool:
-    return any(word.strip().isdecimal() for word in value.split(","))
+    return any(_is_index(word.strip()) for word in value.split(","))
+
+
+def _is_index(word: str) -> bool:
+    return word.isascii() and word.isdecimal() and len(word) < 6
 
 
 def _marked(gpu: Gpu, left: frozenset[str], by: str) -> Gpu:
