@@ -29,7 +29,9 @@ def rendered() -> dict[Path, str]:
 def stale() -> list[Path]:
     """The files that differ from the templates, or are there and should not be."""
     wanted = rendered()
-    there = {path for path in HERE.rglob("*") if path.is_file() and not {"__pycache__", ".venv"} & set(path.parts)}
+    left_out = {"__pycache__", ".venv"}
+    there = {path for kind in OFFERS for path in (HERE / kind).rglob("*") if path.is_file()}
+    there = {path for path in there if not left_out & set(path.parts)}
     differ = {path for path, text in wanted.items() if path not in there or path.read_text(encoding="utf-8") != text}
     return sorted(differ | (there - wanted.keys()))
 

@@ -6,7 +6,6 @@ what a service asks for, and any distribution may claim it; a distribution says 
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Collection, Iterable
 
 import msgspec
@@ -40,6 +39,8 @@ class Trust(msgspec.Struct, frozen=True):
                     if normalized(entry) in distributions:
                         what += f", but a distribution of that name is: write {DISTRIBUTION}{normalized(entry)}"
                 if wanted not in known:
+                    import difflib
+
                     close = difflib.get_close_matches(wanted, known, 1)
                     meant = f"Did you mean {close[0]!r}? " if close else ""
                     raise SettingsError(
