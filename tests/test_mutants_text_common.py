@@ -293,7 +293,7 @@ class LeaksAThread(HttpBackend):
         return super().chat(request, call)
 
 
-@breaks("answer")
+@breaks("leaks.tasks")
 class LeaksATask(HttpBackend):
     async def achat(self, request: ChatRequest, call: Call) -> ChatResponse:
         self.task = asyncio.ensure_future(asyncio.sleep(60))

@@ -389,13 +389,13 @@ class Deaf(Busy):
                 continue
 
 
-@ENGINES.breaks("cancel.engine")
+@ENGINES.breaks("cancel.engine", patience=1.0)
 def goes_on_for_nobody(name: str) -> EngineBackend:
     """One worker, which a call that was given up keeps, so that the next one waits for it."""
     return EngineBackend(Busy(), name=name, workers=1)
 
 
-@ENGINES.breaks("stream.engine-closed")
+@ENGINES.breaks("stream.engine-closed", patience=1.0)
 def goes_on_when_it_is_closed(name: str) -> EngineBackend:
     return EngineBackend(Deaf(), name=name, workers=1)
 

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
+from llm_hub.call import Call
 from llm_hub.capabilities import Rung
 from llm_hub.errors import HubError
 from llm_hub.testing.conformance.bench import Bench, patience, patiently
@@ -96,6 +97,26 @@ def threads(bench: AnyBench) -> None:
             expect(left == 0, f"threads are left: {_names(_ours(before))}")
     left = _settled(lambda: len(_ours(before)), at_most=0)
     expect(left == 0, f"threads are left: {_names(_ours(before))}")
+
+
+@RULES.rule(
+    "leaks.tasks",
+    "No task is left in the event loop when an async call has ended, however it ended.",
+    remedy="Await what you start, and cancel and await it in a `finally`.",
+)
+def tasks(bench: AnyBench) -> None:
+    """After calls that succeed, and that fail at their deadline."""
+
+    async def ending(way: str, call: Call) -> None:
+        with contextlib.suppress(HubError):
+            await bench.aperform(way, call)
+
+    for way in bench.async_ways:
+        patiently(lambda way=way: bench.run(ending(way, bench.call())), way)  # type: ignore[misc]
+        if bench.server is not None:
+            with bench.faulty(Fault.HANG_BEFORE_HEADERS):
+                call = bench.hurried(first_token=0.05, whole=0.05)
+                patiently(lambda way=way, call=call: bench.run(ending(way, call)), way)  # type: ignore[misc]
 
 
 def _ours(before: set[threading.Thread]) -> list[threading.Thread]:

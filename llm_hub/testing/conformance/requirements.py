@@ -62,7 +62,7 @@ class Requirements:
     `llm-hub check` set it too."""
 
     patience: float | None = None
-    """Seconds that one call may take before it counts as hanging. None: 8, and 60 on a real server. More for a slow model."""
+    """Seconds that one call may take before it counts as hanging. None: 8 on a server of the kit, else 60."""
 
     heavy_imports: tuple[str, ...] = ()
     """Modules (with what is under them) that importing the plugin's module must not load, beside those that no plugin may

@@ -105,8 +105,10 @@ def _trace(error: BaseException) -> str:
 
 
 def _patience(bench: Bench[Any]) -> AbstractContextManager[None]:
-    """Wait as long as the requirements say, or as a real server may need."""
-    seconds = bench.requirements.patience or (60.0 if bench.live is not None else None)
+    """Wait as long as the requirements say; as a real server may need, or an engine that loads its model."""
+    seconds = bench.requirements.patience
+    if seconds is None and bench.server is None:
+        seconds = 60.0
     return impatient(seconds) if seconds is not None else contextlib.nullcontext()
 
 
