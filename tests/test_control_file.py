@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import json
 import logging
-import multiprocessing
 import os
 import re
 import shutil
@@ -118,7 +117,8 @@ def folder_in_its_place(file: Path) -> None:
 
 
 def folder_of_it_is_gone(file: Path) -> None:
-    shutil.rmtree(file.parent)
+    while file.parent.exists():
+        shutil.rmtree(file.parent, ignore_errors=True)  # whoever follows writes into it meanwhile
 
 
 def link_to_nowhere(file: Path) -> None:
@@ -207,8 +207,8 @@ def test_where_everything_was_deleted_a_new_switch_goes_above_what_live_processe
     assert soon(lambda: live(FileBook(str(file)))), "it does not show itself again"
     with Hub.from_env(environ, follow=False) as another:
         assert another.use(text="ollama").epoch == 4
-    assert soon(lambda: hub.epoch == 4)
-    assert (serves(hub), hub.standing().problem) == (("ollama", 4), None)
+    assert soon(lambda: hub.epoch == 4 and hub.standing().problem is None)
+    assert serves(hub) == ("ollama", 4)
 
 
 def test_with_nothing_to_go_by_it_begins_with_the_environment_and_says_so(
@@ -226,8 +226,8 @@ def test_a_file_that_is_damaged_and_restored_is_taken_up_as_it_was_restored(hub:
     truncate(file)
     assert soon(lambda: hub.standing().problem)
     file.write_bytes(decode(whole, "f").after("use", {"text": (Target("ollama", None),)}).encode())
-    assert soon(lambda: hub.epoch == 3)
-    assert (serves(hub), hub.standing().problem) == (("ollama", 3), None)
+    assert soon(lambda: hub.epoch == 3 and hub.standing().problem is None)
+    assert serves(hub) == ("ollama", 3)
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -261,36 +261,40 @@ def test_a_link_to_the_file_is_followed_by_those_who_read_and_those_who_write(
         assert soon(lambda: other.epoch == 2)
 
 
-def _write(path: str, name: str, times: int) -> None:
-    book = FileBook(path)
-    for _ in range(times):
-        book.update(lambda now: now.after("use", {**now.current.bindings, name: (Target(name[0], None),)}, by=name))
+WRITER = """
+import sys
+from llm_hub.control_file import FileBook
+from llm_hub.selection import Target
+path, name = sys.argv[1:]
+for _ in range(8):
+    FileBook(path).update(
+        lambda now: now.after("use", {**now.current.bindings, name: (Target(name[0], None),)}, by=name)
+    )
+"""
 
 
 def test_writers_at_once_lose_nothing_of_each_other_and_readers_see_whole_files(file: Path) -> None:
-    context = multiprocessing.get_context("spawn")
-    writers = [context.Process(target=_write, args=(str(file), name, 20)) for name in ("text", "embedding", "vision")]
-    for one in writers:
-        one.start()
+    writers = [
+        subprocess.Popen([sys.executable, "-c", WRITER, str(file), name]) for name in ("text", "embedding", "vision")
+    ]
     book, seen = FileBook(str(file)), 0
-    while any(one.is_alive() for one in writers):
+    while any(one.poll() is None for one in writers):
         document = book.read()
         assert document.epoch >= seen
         seen = document.epoch
-    for one in writers:
-        one.join()
-        assert one.exitcode == 0
+        time.sleep(0.001)
+    assert [one.wait() for one in writers] == [0, 0, 0]
     document = book.read()
-    assert document.epoch == 61
+    assert document.epoch == 25
     assert {key: targets[0].backend for key, targets in document.current.bindings.items()} == {
         "text": "t",
         "embedding": "e",
         "vision": "v",
     }
     assert {by: sum(one.by == by for one in document.history) for by in ("text", "embedding", "vision")} == {
-        "text": 20,
-        "embedding": 20,
-        "vision": 20,
+        "text": 8,
+        "embedding": 8,
+        "vision": 8,
     }
 
 
