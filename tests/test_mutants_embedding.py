@@ -18,7 +18,7 @@ from llm_hub.http_backend import HttpBackend
 from llm_hub.manifest import PluginManifest
 from llm_hub.messages import EmbedRequest, EmbedResponse, Usage
 from llm_hub.testing import FakeOllama
-from llm_hub.testing.conformance import Outcome, embedding_rules, run_suite
+from llm_hub.testing.conformance import Outcome, embedding_asked, embedding_rules, run_suite
 from llm_hub.testing.conformance.mutants import Mutants, Parts, caught
 from llm_hub.testing.embedding import EmbeddingRequirements
 from llm_hub_ollama.dialect import OllamaDialect
@@ -47,6 +47,7 @@ def make(part: type[Any]) -> object:
     return Parts(Capability.EMBEDDING, MANIFEST, build)
 
 
+BOOKS = (embedding_rules.RULES, embedding_asked.RULES)
 MUTANTS = Mutants(Right, make)
 breaks = MUTANTS.breaks
 
@@ -332,7 +333,7 @@ def test_the_rule_that_it_breaks_catches_it(rule: str, name: str, wrong: Embeddi
 
 
 def test_every_rule_of_embedding_has_a_mutant() -> None:
-    assert MUTANTS.without([embedding_rules.RULES]) == set()
+    assert MUTANTS.without(BOOKS) == set()
 
 
 @pytest.mark.parametrize(
@@ -361,7 +362,7 @@ def test_the_right_plugin_keeps_the_rules() -> None:
         plugin = make(OllamaDialect)
 
     # All the others are held by plugins/ollama.
-    report = run_suite(Requirements, only=[f"embedding.{rule.id}" for rule in embedding_rules.RULES])
+    report = run_suite(Requirements, only=[f"embedding.{rule.id}" for book in BOOKS for rule in book])
     assert {one.outcome for one in report.findings} == {Outcome.PASSED}, str(report)
 
 

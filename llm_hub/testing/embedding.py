@@ -22,6 +22,7 @@ from llm_hub.testing.conformance import (
     common_imports,
     common_plugin,
     common_resources,
+    embedding_asked,
     embedding_rules,
 )
 from llm_hub.testing.conformance.embedding_bench import EmbeddingBench, EmbeddingRequirements
@@ -38,6 +39,7 @@ SUITE = Suite(
         common_imports.RULES,
         common_health.RULES,
         embedding_rules.RULES,
+        embedding_asked.RULES,
         common_failures.RULES,
         common_deadlines.RULES,
         common_resources.RULES,
