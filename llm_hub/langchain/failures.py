@@ -67,7 +67,10 @@ _GARBAGE = {
     "UnicodeDecodeError",
     "ValidationError",
 }
-_NOTHING = re.compile(r"no generation chunks|no data received|unexpected response type|no generations", re.IGNORECASE)
+_NOTHING = re.compile(
+    r"no generation chunks|no data received|unexpected response type|no generations|'(?:str|NoneType)' object has no attribute",
+    re.IGNORECASE,
+)
 _UNKNOWN_ARGUMENT = re.compile(r"unexpected keyword argument '?(\w+)")
 
 
@@ -137,8 +140,8 @@ def _typed(error: BaseException, model: str | None, capability: Capability) -> H
         return BackendUnreachable(f"no connection: {_words(error)}", hint="Is the server running, and base_url right?")
     if "LengthFinishReasonError" in names:
         return ProtocolError("its answer was cut at max_tokens before the JSON was complete", hint="Raise max_tokens.")
-    if names & _GARBAGE or (isinstance(error, ValueError | TypeError) and _NOTHING.search(str(error))):
-        document = getattr(error, "doc", None)  # of a JSONDecodeError
+    if names & _GARBAGE or (isinstance(error, ValueError | TypeError | AttributeError) and _NOTHING.search(str(error))):
+        document = getattr(error, "doc", None) or getattr(error, "obj", None)  # of a JSONDecodeError, an AttributeError
         begins = f"; it begins {first_words(document.encode())}" if isinstance(document, str) and document else ""
         return ProtocolError(f"its answer could not be read ({type(error).__name__}): {_words(error)}{begins}")
     if isinstance(error, NotImplementedError):
