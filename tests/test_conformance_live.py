@@ -45,7 +45,9 @@ def llama_server() -> Iterator[str]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "llm_hub_llamacpp", "--model", str(TEXT_MODEL), "--mmproj", str(PROJECTOR)]
-    process = subprocess.Popen([*command, "--alias", "hub-test-vlm", "--port", str(port), "--n-ctx", "2048"])
+    process = subprocess.Popen(
+        [*command, "--alias", "hub-test-vlm", "--port", str(port), "--n-ctx", "2048", "--threads", "1"]
+    )
     try:
         for _ in range(400):
             try:

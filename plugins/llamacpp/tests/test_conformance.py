@@ -17,4 +17,4 @@ class Requirements(TextRequirements):
     model = str(MODELS / "hub-test-vlm-f16.gguf")
     exact = True
     model_lacks = {"reasoning_effort": "the template of hub-test-vlm takes no effort"}
-    options = {"n_ctx": 2048}
+    options = {"n_ctx": 2048, "threads": 1}

@@ -15,5 +15,5 @@ MODEL = Path(__file__).parents[3] / "tests" / "data" / "models" / "hub-test-vlm"
 class Requirements(EmbeddingRequirements):
     plugin = "llamacpp"
     model = str(MODEL)
-    options: Mapping[str, Any] = {"pooling": "mean", "n_ctx": 256}
+    options: Mapping[str, Any] = {"pooling": "mean", "n_ctx": 256, "threads": 1}
     sends_key = False

@@ -15,7 +15,7 @@ MODELS = Path(__file__).parents[3] / "tests" / "data" / "models" / "hub-test-vlm
 class Requirements(VisionRequirements):
     plugin = "llamacpp"
     model = str(MODELS / "hub-test-vlm-f16.gguf")
-    options: Mapping[str, Any] = {"mmproj": str(MODELS / "mmproj-hub-test-vlm-f16.gguf"), "n_ctx": 2048}
+    options: Mapping[str, Any] = {"mmproj": str(MODELS / "mmproj-hub-test-vlm-f16.gguf"), "n_ctx": 2048, "threads": 1}
     exact = True
     images = True
     read = False
