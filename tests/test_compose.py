@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import yaml
 
@@ -182,6 +183,31 @@ def test_gpus_are_named_by_uuid_where_they_are_and_as_written_elsewhere() -> Non
     there = yaml.safe_load(made(text))["services"]["ollama"]
     ids = [one["deploy"]["resources"]["reservations"]["devices"][0]["device_ids"] for one in (here, there)]
     assert ids == [["GPU-8f2a"], ["0"]]
+
+
+def test_an_inventory_makes_the_file_for_the_machine_that_it_is_of(tmp_path: Path) -> None:
+    """With the GPUs known, an amount of memory becomes the share of the card that vLLM wants to be told."""
+    (tmp_path / "llm-hub.toml").write_text(
+        '[backends.vllm]\nmodels = { text = "m" }\n[gpu.assign.vllm]\ngpus = [0]\nmemory = "12 GiB"\n'
+    )
+    (tmp_path / "gpus.json").write_bytes(msgspec.json.encode(ONE))
+
+    def run(*options: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "llm_hub", "compose", *options], cwd=tmp_path, capture_output=True, text=True
+        )
+
+    done = run("--inventory", "gpus.json")
+    assert done.returncode == 0, done.stderr
+    service = yaml.safe_load(done.stdout)["services"]["vllm"]
+    command = service["command"]
+    assert command[command.index("--gpu-memory-utilization") + 1] == "0.5"
+    assert service["deploy"]["resources"]["reservations"]["devices"][0]["device_ids"] == ["GPU-8f2a"]
+    assert "compose --inventory gpus.json" in done.stdout.partition("\n")[0]
+    without = run("--elsewhere")
+    assert without.returncode != 0
+    assert "--inventory" in without.stderr
+    assert run("--elsewhere", "--inventory", "gpus.json").returncode == 2
 
 
 def test_with_several_kinds_of_backends_each_can_be_started_alone() -> None:

@@ -9,6 +9,13 @@ from llm_hub.cli.common import guarded_output, open_hub, print_json
 __all__ = ["command"]
 
 _MARKS = {"ok": ("ok", "green"), "info": ("-", None), "warning": ("note", "yellow"), "error": ("bad", "red")}
+_HEADINGS = {
+    "settings": "Settings",
+    "plugin": "Plugins",
+    "capability": "Capabilities",
+    "backend": "Backends",
+    "running": "Running",
+}
 
 
 @click.command("doctor")
@@ -34,18 +41,11 @@ def command(ctx: click.Context, *, as_json: bool, timeout: float) -> None:
         print_json({"healthy": diagnosis.healthy, "findings": diagnosis.findings})
     else:
         kind = ""
-        for finding in diagnosis.findings:
+        order = list(_HEADINGS)
+        for finding in sorted(diagnosis.findings, key=lambda one: order.index(one.kind)):  # each kind under one heading
             if finding.kind != kind:
                 kind = finding.kind
-                click.secho(
-                    {
-                        "settings": "Settings",
-                        "plugin": "Plugins",
-                        "capability": "Capabilities",
-                        "running": "Running",
-                    }.get(kind, "Backends"),
-                    bold=True,
-                )
+                click.secho(_HEADINGS[kind], bold=True)
             mark, colour = _MARKS[finding.level]
             line = f"{finding.subject}: {finding.state}"
             if finding.detail and finding.detail != finding.state:

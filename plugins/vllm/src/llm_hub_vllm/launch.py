@@ -150,6 +150,7 @@ def _share(config: BackendConfig, devices: Devices) -> float | None:
             f"vLLM takes a share of its GPU's memory, and how much that has is not known here, so that the amount for "
             f"{config.name!r} cannot be converted",
             where=config.source,
-            hint=f"Do this on the machine that has the GPU, or write a fraction: [gpu.assign.{config.name}] memory = 0.9",
+            hint="Do this on the machine that has the GPU, or with its --inventory FILE (made there: llm-hub gpus --json), or write "
+            f"a fraction: [gpu.assign.{config.name}] memory = 0.9",
         )
     return share
