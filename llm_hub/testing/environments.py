@@ -223,7 +223,7 @@ def find_uv() -> Path | None:
 def copy_distributions(names: Iterable[str], site: Path) -> list[str]:
     """Copy installed distributions, with what they need, into another site-packages; the names of all.
 
-    Extras are not followed. An editable one is copied as the reference to its checkout that it is. Raises
+    An editable one is copied as the reference to its checkout that it is. Raises
     PackageNotFoundError for one that is not installed.
     """
     copied: list[str] = []
@@ -245,24 +245,17 @@ def copy_distributions(names: Iterable[str], site: Path) -> list[str]:
     return copied
 
 
-def _needed(distribution: importlib.metadata.Distribution) -> Iterator[str]:
+def _needed(distribution: importlib.metadata.Distribution, extras: Iterable[str] = ("",)) -> Iterator[str]:
+    """The names of what a distribution needs here, and what the extras need that it asks of those (httpcore[asyncio])."""
     from packaging.requirements import Requirement
 
     for line in distribution.requires or ():
         requirement = Requirement(line)
-        extras = [""]
-        if requirement.marker is not None and not any(requirement.marker.evaluate({"extra": one}) for one in extras):
-            continue
-        yield requirement.name
-        # httpcore[asyncio] needs what the extra names.
-        if requirement.extras:
-            inner = importlib.metadata.distribution(requirement.name)
-            for text in inner.requires or ():
-                optional = Requirement(text)
-                if optional.marker is not None and any(
-                    optional.marker.evaluate({"extra": extra}) for extra in requirement.extras
-                ):
-                    yield optional.name
+        marker = requirement.marker
+        if marker is None or any(marker.evaluate({"extra": extra}) for extra in extras):
+            yield requirement.name
+            if requirement.extras:
+                yield from _needed(importlib.metadata.distribution(requirement.name), sorted(requirement.extras))
 
 
 def _absolute(distribution: Path | str) -> str:
