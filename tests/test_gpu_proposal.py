@@ -122,7 +122,7 @@ def test_two_cards_the_large_model_has_one_and_the_small_ones_the_other() -> Non
         backend("embed", 0.3, has=frozenset({EMBEDDING}), context=512),
     )
     assert layout(proposal) == {"vllm": ("GPU-1",), "ollama": ("GPU-0",), "embed": ("GPU-0",)}
-    assert "fits beside ollama on GPU 0" in proposal.placed[2].reasons
+    assert "it fits there beside ollama" in proposal.placed[2].reasons
     assert proposal.placed[0].memory == pytest.approx(22 * GIB, rel=0.01)  # its own share, not only what it needs
     assert checked(proposal, inventory, known).findings == ()
 

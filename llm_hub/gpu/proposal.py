@@ -194,20 +194,20 @@ def _one(item: _Item, cards: list[_Card]) -> list[_Card]:
     if item.grows:
         # The emptiest, and of equal ones the last: the first often has a screen on it, and is where small ones go.
         _, card = max(able, key=lambda one: (not one[1].holds, one[1].left, one[0]))
-        most = f"{card.name} has the most room left"
+        most = "the most room is left there"
         item.reasons.append(f"no card is empty, and {most}" if card.holds else most)
         return [card]
     small = [one for one in able if one[1].holds and not any(other.grows for other in one[1].holds)]
     empty = [one for one in able if not one[1].holds]
     if small:
         _, card = min(small, key=lambda one: (one[1].left, one[0]))
-        item.reasons.append(f"fits beside {_names(card)} on {card.name}")
+        item.reasons.append(f"it fits there beside {_names(card)}")
     elif empty:
         _, card = min(empty, key=lambda one: (one[1].left, one[0]))
-        item.reasons.append(f"{card.name} is the smallest free card that it fits on")
+        item.reasons.append("the smallest free card that it fits on")
     else:
         _, card = max(able, key=lambda one: (one[1].left, -one[0]))
-        item.reasons.append(f"no card is free, and it fits beside {_names(card)} on {card.name}")
+        item.reasons.append(f"no card is free, and it fits there beside {_names(card)}")
     return [card]
 
 
@@ -335,7 +335,7 @@ def to_toml(proposal: Proposal) -> str:
     """The proposal as the settings file has it, with the reasons as comments."""
     lines: list[str] = []
     for one in proposal.placed:
-        lines += [f"# {', '.join(one.labels)}: {reason}" for reason in one.reasons]
+        lines.append(f"# {', '.join(one.labels)}: {'; '.join(one.reasons)}")
         capabilities = ", ".join(f'"{capability}"' for capability in one.capabilities)
         gpus = ", ".join(f'"{gpu}"' for gpu in one.gpus)
         lines += [
