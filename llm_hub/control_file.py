@@ -16,7 +16,7 @@ from llm_hub.errors import ControlFileDamaged, SettingsError
 if TYPE_CHECKING:
     from llm_hub.embedding_space import SpaceRecord
 
-__all__ = ["FileBook", "Signature", "write_whole"]
+__all__ = ["FileBook", "Signature", "signature_of", "write_whole"]
 
 logger = logging.getLogger("llm_hub")
 
@@ -51,11 +51,7 @@ class FileBook:
 
     def signature(self) -> Signature:
         """Changes when the file does. Costs one question to the file system."""
-        try:
-            found = os.stat(self.where)  # noqa: PTH116 - asked fifty times a second
-        except OSError as error:
-            return (-(error.errno or 1),)
-        return (found.st_ino, found.st_mtime_ns, found.st_size, found.st_ctime_ns)
+        return signature_of(self.where)
 
     # -- reading ------------------------------------------------------------------------------------------------------
 
@@ -232,15 +228,31 @@ class FileBook:
         return os.path.join(self.folder, "spaces", f"{name}.json")  # noqa: PTH118
 
 
+def signature_of(path: str) -> Signature:
+    """Changes when the file does; that of a file that cannot be asked for is negative."""
+    try:
+        found = os.stat(path)  # noqa: PTH116 - asked fifty times a second
+    except OSError as error:
+        return (-(error.errno or 1),)
+    return (found.st_ino, found.st_mtime_ns, found.st_size, found.st_ctime_ns)
+
+
 def _whole(path: str) -> bytes:
     """All of a file that is one. Raises OSError."""
-    # Without waiting: opening a pipe that somebody has put there would.
+    # Without waiting: opening a pipe that somebody has put there would. And with few system calls: after each, a busy process
+    # has to wait for its interpreter again.
     handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
-    with os.fdopen(handle, "rb") as file:
-        data = file.read(_LARGEST + 1)
-    if len(data) > _LARGEST:
+    try:
+        pieces = []
+        left = _LARGEST + 1
+        while left and (piece := os.read(handle, min(left, 1 << 20))):
+            pieces.append(piece)
+            left -= len(piece)
+    finally:
+        os.close(handle)
+    if not left:
         raise OSError(errno.EFBIG, f"it has more than {_LARGEST} bytes")
-    return data or b""
+    return b"".join(pieces)
 
 
 def write_whole(path: str, data: bytes, *, durable: bool = True) -> None:

@@ -16,6 +16,7 @@ import msgspec
 from llm_hub.call import Call
 from llm_hub.control import KEYS, Document, Proof, merged, who
 from llm_hub.control_book import Book, Change
+from llm_hub.control_file import signature_of
 from llm_hub.epochs import Epoch, EpochStore
 from llm_hub.errors import ControlFileDamaged, HubClosed, HubError, InvalidRequest, StreamInterrupted, SwitchRefused
 from llm_hub.events import SwitchStep
@@ -89,6 +90,7 @@ class Switchboard:
         self._checked = False
         first = make(self.document.switch(book.where) if self.document.current.bindings else None)
         self._watch, self._settings = first.watch, first.settings
+        self._last_read: tuple[object, Settings] | None = None
         epochs.rest(epochs.next_epoch(first, self._on_drained(self.document.epoch), number=self.document.epoch))
         _BOARDS.add(self)
 
@@ -184,12 +186,21 @@ class Switchboard:
         if self._reread is None or not named:
             return self._settings
         try:
-            now = self._reread().backends
+            now = self._settings_now().backends
         except HubError as error:  # a switch must not depend on a file that somebody edits right now
             logger.warning("the settings could not be read again, those of the start stay: %s", error)
             return self._settings
         fresh = {name: now[name] for name in named if name in now}
         return msgspec.structs.replace(self._settings, backends={**self._settings.backends, **fresh})
+
+    def _settings_now(self) -> Settings:
+        """What the settings file says, read again only if it is another than before."""
+        assert self._reread is not None
+        path, read = self._settings.config_path, self._last_read
+        signature = signature_of(path) if path is not None else None
+        if read is None or path is None or read[0] != signature:
+            read = self._last_read = signature, self._reread()
+        return read[1]
 
     def _publish(self, following: Runtime, document: Document) -> None:
         began = time.monotonic()
