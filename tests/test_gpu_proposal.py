@@ -271,7 +271,7 @@ def given_out(plan: Plan) -> None:
                 assert claimed + (row.others or 0) + row.headroom <= row.total, row
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(inventory=machines(), known=backends())
 def test_a_proposal_always_passes_the_checks(inventory: Inventory, known: list[Known]) -> None:
     proposal, by_name = proposed(inventory, *known)
@@ -285,7 +285,7 @@ def test_a_proposal_always_passes_the_checks(inventory: Inventory, known: list[K
     assert propose(Settings(), inventory, by_name, describe=placed_on) == proposal
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(inventory=machines(), known=backends(), data=st.data())
 def test_a_plan_that_passes_never_gives_out_more_than_there_is(
     inventory: Inventory, known: list[Known], data: st.DataObject
