@@ -59,6 +59,7 @@ class FakeServer:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
         self._connections: set[Connection] = set()
+        self._fresh: set[socket.socket] = set()  # let in, and not attended to yet
         self._news = threading.Condition()
         self._unpaused: asyncio.Event | None = None
         self._paused = False
@@ -314,12 +315,14 @@ class FakeServer:
             self.accepted += 1
             connection = Connection(self, self.accepted)
             self._connections.add(connection)
+            self._fresh.add(sock)
             self._loop.create_task(self._attend(connection, sock))
 
     async def _attend(self, connection: Connection, sock: socket.socket) -> None:
         """Keep a connection among the open ones until its socket is closed."""
         try:
             await asyncio.get_running_loop().connect_accepted_socket(lambda: connection, sock)
+            self._fresh.discard(sock)
             await connection.gone()
         finally:
             self._connections.discard(connection)
@@ -336,4 +339,7 @@ class FakeServer:
         for task in others:
             task.cancel()
         await asyncio.gather(*others, return_exceptions=True)
+        for sock in self._fresh:  # let in at the very last, so that nobody has it yet
+            sock.close()
+        self._fresh.clear()
         await asyncio.sleep(0)  # transports close their sockets in the turn after connection_lost
