@@ -166,10 +166,17 @@ def _breaker(condition: BackendCondition) -> str:
 def _latency(condition: BackendCondition) -> str:
     parts = []
     if condition.latency is not None:
-        parts.append(f"{condition.latency[0]:.2f}/{condition.latency[1]:.2f} s")
+        parts.append(_pair(condition.latency))
     if condition.first_chunk is not None:
-        parts.append(f"first {condition.first_chunk[0]:.2f}/{condition.first_chunk[1]:.2f} s")
+        parts.append(f"first {_pair(condition.first_chunk)}")
     return ", ".join(parts) or "-"
+
+
+def _pair(seconds: tuple[float, float]) -> str:
+    """Median and 95th percentile."""
+    if seconds[1] < 1:
+        return f"{seconds[0] * 1000:.0f}/{seconds[1] * 1000:.0f} ms"
+    return f"{seconds[0]:.2f}/{seconds[1]:.2f} s"
 
 
 def _details(line: BackendLine) -> list[str]:
