@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["Died", "load_apart", "main"]
 
 _CODE = "import json, sys; ask = json.loads(sys.argv[1]); sys.path[:] = ask['path']; from llm_hub.apart import main; main(ask)"
+_ORPHANED = 1.0  # seconds after which a process ends by itself that its parent should have ended
 _LONGEST = 4000  # bytes of the output of a process that are kept, from its end
 
 
@@ -97,6 +98,10 @@ def main(ask: dict[str, object]) -> None:
     # What hangs without releasing the GIL, or crashes, can only be seen from below. Before the parent loses patience:
     faulthandler.enable()
     faulthandler.dump_traceback_later(0.95 * left)
+    if os.name == "posix":
+        # A parent that is killed ends nobody. The kernel does, even what never lets go of the interpreter.
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.setitimer(signal.ITIMER_REAL, left + _ORPHANED)
     # What the plugin prints must not be taken for the report.
     channel = os.dup(1)
     os.dup2(2, 1)

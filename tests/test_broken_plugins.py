@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import gc
+import json
 import os
 import re
 import signal
@@ -17,6 +18,7 @@ from typing import Any
 
 import pytest
 
+from llm_hub import apart
 from llm_hub.call import Call
 from llm_hub.capabilities import Capability
 from llm_hub.config import BackendConfig, BuildContext
@@ -519,6 +521,22 @@ APART = {
     "closesall": ("import os; os.closerange(0, 100)\nraise ValueError", "ended the interpreter", ""),
     "forgery": ("import os; os.write(1, b'{}'); print('{}'); os._exit(0)", "exit code 0", "{}"),
 }
+
+
+def test_apart_what_hangs_ends_by_itself_if_its_parent_is_gone(site: Path) -> None:
+    lay(site, CATASTROPHE, name="hangsalone")
+    ask = {"name": "hangsalone", "path": sys.path, "until": time.time() + 0.5, "timeout": 0.5}
+    alone = subprocess.Popen(
+        [sys.executable, "-P", "-c", apart._CODE, json.dumps(ask)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        assert alone.wait(30) == -signal.SIGALRM
+    finally:
+        alone.kill()
+        alone.wait()
 
 
 @pytest.mark.parametrize("name", APART)
