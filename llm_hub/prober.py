@@ -15,7 +15,11 @@ from llm_hub.events import BreakerChanged
 from llm_hub.health import Health, reason_of
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from llm_hub.runtime import Destination, Runtime
+
+    _Work = Callable[[weakref.ref[Runtime], Destination, Capability], None]
 
 __all__ = ["attend", "tell_closed", "tell_opened"]
 
@@ -67,7 +71,7 @@ def tell_closed(runtime: Runtime, health: Health) -> None:
     runtime.watch.tell(BreakerChanged(backend=health.name, state="closed", before="half-open"))
 
 
-def _start(work: object, runtime: Runtime, destination: Destination, capability: Capability, health: Health) -> None:
+def _start(work: _Work, runtime: Runtime, destination: Destination, capability: Capability, health: Health) -> None:
     """One thread a backend at most."""
     with health.watch_lock:
         if health.watcher is not None or health.stop.cancelled:
@@ -85,10 +89,10 @@ def _start(work: object, runtime: Runtime, destination: Destination, capability:
             logger.debug("no probe of %s: %s", health.name, failure)
 
 
-def _in_thread(work: object, runtime: weakref.ref[Runtime], destination: Destination, capability: Capability) -> None:
+def _in_thread(work: _Work, runtime: weakref.ref[Runtime], destination: Destination, capability: Capability) -> None:
     health = destination.health
     try:
-        work(runtime, destination, capability)  # type: ignore[operator]
+        work(runtime, destination, capability)
     finally:
         health.watcher = None
 
