@@ -19,7 +19,7 @@ from llm_hub.settings import Named, Settings
 from llm_hub.testing import FakeOllama, FakeVLLM
 from llm_hub.transport import Limits, Transport
 
-QUICK = Timeouts(connect=0.3, load=0.6, first_token=0.3, between_tokens=0.3, whole=0.3)
+QUICK = Timeouts(connect=2.0, load=2.0, first_token=0.6, between_tokens=0.4, whole=0.6)
 
 
 class Rig:

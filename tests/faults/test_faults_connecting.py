@@ -232,7 +232,7 @@ def test_row_35_tls_that_nobody_speaks_is_said_plainly(rig: Any) -> None:
         thread = threading.Thread(target=answer)
         thread.start()
         url = f"https://127.0.0.1:{listener.getsockname()[1]}"
-        hub = rig.hub(urls=(url,), limits=BackendLimits(retries=0))
+        hub = rig.hub(urls=(url,), timeouts=Timeouts(), limits=BackendLimits(retries=0))
         with pytest.raises(BackendUnreachable, match="does not speak TLS"):
             rig.ask(hub)
         thread.join(5)
