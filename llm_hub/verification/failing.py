@@ -23,6 +23,7 @@ __all__ = [
 
 T = TypeVar("T")
 
+_MIDDLE = 3000  # bytes of a streamed answer, with its head: a few pieces
 _SOON = 3.0  # seconds that a call to a dead backend is given
 
 
@@ -61,23 +62,22 @@ def provider_down_in_mid_stream(bench: Bench) -> str:
     """What has arrived is kept, the error is typed, and the next call is served."""
     name = one(bench, Capability.TEXT)
     with bench.relay(name, Capability.TEXT) as relay, bench.hub({name: relay}, LLM_TEXT_PROVIDER=name) as hub:
-        relay.slow = True
+        relay.most = _MIDDLE
         relay.open()
         pieces: list[str] = []
         try:
             for chunk in hub.text().stream(COUNT, max_tokens=100, timeout=bench.timeout):
-                pieces.append(chunk.text)
-                if len(pieces) == 3:
-                    relay.cut()
+                pieces.append(chunk.text)  # noqa: PERF401 - what has come is wanted when it breaks off
         except StreamInterrupted as error:
             said = error
+        except BackendError as error:
+            raise Skip(f"it broke off before anything had come: {error.message}") from error
         else:
-            if len(pieces) < 6:
-                raise Skip(f"its answer had only {len(pieces)} pieces, and was over before the wire was cut")
-            raise No(f"the stream ended as if it were whole, after {len(pieces)} pieces")
+            seen = f"the stream ended as if it were whole, after {len(pieces)} pieces, although the wire was cut"
+            expect(seen=seen, holds=not relay.broken)
+            raise Skip(f"its answer of {len(pieces)} pieces was over before the wire was cut")
         expect(seen=f"{said.partial!r} is not what arrived: {''.join(pieces)!r}", holds=said.partial == "".join(pieces))
-        relay.slow = False
-        relay.open()
+        relay.most = None
         served = _patiently(bench, lambda: hub.text().chat("ping", max_tokens=8, timeout=bench.timeout).served_by)
     return f"StreamInterrupted with the {len(pieces)} pieces that had come; the next call: {by(served)}"
 
@@ -143,12 +143,13 @@ def do_errors_say_what_to_do_next(bench: Bench) -> str:
 def is_a_deadline_kept(bench: Bench) -> str:
     """A call is given less time than it takes."""
     name = one(bench, Capability.TEXT)
-    began = time.monotonic()
-    try:
-        with bench.hub(LLM_TEXT_PROVIDER=name) as hub:
-            hub.text().chat(COUNT, timeout=0.001)
-    except BackendError as error:
-        took = time.monotonic() - began
-        expect(seen=f"given 1 ms, it took {took:.1f} s", holds=took < 2.0)
-        return f"given 1 ms, {type(error).__name__} after {took * 1000:.0f} ms"
+    with bench.hub(LLM_TEXT_PROVIDER=name) as hub:
+        text = hub.text()
+        began = time.monotonic()
+        try:
+            text.chat(COUNT, timeout=0.001)
+        except BackendError as error:
+            took = time.monotonic() - began
+            expect(seen=f"given 1 ms, it took {took:.1f} s", holds=took < 5.0)
+            return f"given 1 ms, {type(error).__name__} after {took * 1000:.0f} ms"
     raise Skip(f"{name} answered within a millisecond")

@@ -6,20 +6,18 @@ import contextlib
 import socket
 import struct
 import threading
-import time
 from types import TracebackType
 
 __all__ = ["Relay"]
 
-_SLOW_BYTES = 128
-_SLOW_PAUSE = 0.005  # seconds between them
 _LINGER_OFF = struct.pack("ii", 1, 0)  # closing resets the connection (socket(7), SO_LINGER)
 
 
 class Relay:
     """Passes bytes on to a server from a loopback port of its own, from `open` to `cut`, as often as is wanted.
 
-    `slow` passes answers on in small pieces, with a pause after each, so that there is a middle of a stream to cut.
+    `most` is how many bytes of answers a connection brings before it ends, in the middle of one; None for all. `broken`
+    counts those that have ended so.
     """
 
     def __init__(self, host: str, port: int, *, path: str = "") -> None:
@@ -28,7 +26,8 @@ class Relay:
         self._listener: socket.socket | None = None
         self._ends: set[socket.socket] = set()
         self._lock = threading.Lock()
-        self.slow = False
+        self.most: int | None = None
+        self.broken = 0
         self.port = 0
         self.open()
         self.cut()
@@ -78,21 +77,19 @@ class Relay:
                     far.close()
                     return
                 self._ends |= {near, far}
-            for source, sink, slow in ((near, far, False), (far, near, True)):
+            for source, sink, most in ((near, far, None), (far, near, self.most)):
                 thread = threading.Thread(
-                    target=self._pass_on, args=(source, sink, slow), name="llm-hub-relay", daemon=True
+                    target=self._pass_on, args=(source, sink, most), name="llm-hub-relay", daemon=True
                 )
                 thread.start()
 
-    def _pass_on(self, source: socket.socket, sink: socket.socket, may_be_slow: bool) -> None:  # noqa: FBT001 (private)
+    def _pass_on(self, source: socket.socket, sink: socket.socket, most: int | None) -> None:
+        left = most
         with contextlib.suppress(OSError):  # cut, or one of the two has left
-            while data := source.recv(65536):
-                if may_be_slow and self.slow:
-                    for at in range(0, len(data), _SLOW_BYTES):
-                        sink.sendall(data[at : at + _SLOW_BYTES])
-                        time.sleep(_SLOW_PAUSE)
-                else:
-                    sink.sendall(data)
+            while left != 0 and (data := source.recv(65536 if left is None else min(left, 65536))):
+                sink.sendall(data)
+                left = None if left is None else left - len(data)
+            self.broken += left == 0
         for end in (source, sink):
             with contextlib.suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)
