@@ -38,6 +38,7 @@ from llm_hub.prober import attend, tell_closed, tell_opened
 from llm_hub.retries import backoff
 from llm_hub.runtime import Destination, Route, Runtime
 from llm_hub.selection import Ask
+from llm_hub.unsaid import hush
 from llm_hub.worlds import World
 
 __all__ = ["Journey", "in_order"]
@@ -220,7 +221,7 @@ class Journey(Generic[R, T]):
                     model=destination.model,
                     epoch=self._lease.epoch.number,
                     error=type(error).__name__,
-                    reason=str(error),
+                    reason=self._reason(error),
                 )
             )
 
@@ -253,7 +254,7 @@ class Journey(Generic[R, T]):
                 attempt=self._attempts,
                 delay=delay,
                 error=type(why).__name__,
-                reason=str(why),
+                reason=self._reason(why),
             )
         )
         await self._world.wait(self._world.signal(), delay, self._call)
@@ -266,6 +267,11 @@ class Journey(Generic[R, T]):
             refused = (f"No fallback: {str(one).rstrip('.')}." for one in self._refused)
             error.hint = " ".join(filter(None, (error.hint, *refused)))
         return error
+
+    @staticmethod
+    def _reason(error: HubError) -> str:
+        """What the error says, for all who watch: without what it repeats of the request."""
+        return str(error) if error.public is None else str(error).replace(error.message, error.public, 1)
 
     # -- one destination ----------------------------------------------------------------------------------------------
 
@@ -329,6 +335,7 @@ class Journey(Generic[R, T]):
 
     async def _while_loading(self, destination: Destination, error: BackendLoading, poll: float, until: float) -> None:
         """Wait before it is asked again. Raises when that would be too late."""
+        hush(error, self._request)
         destination.health.note(error)
         left = until - time.monotonic()
         if left <= _LAST_LOOK:
@@ -370,6 +377,7 @@ class Journey(Generic[R, T]):
     def failed(self, destination: Destination, visit: Visit, error: HubError) -> None:
         """The visit ended with this error, before or after the answer had begun."""
         health = destination.health
+        hush(error, self._request)
         if not isinstance(error, BackendError):
             visit.leave()
             health.note(error)

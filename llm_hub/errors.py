@@ -90,6 +90,8 @@ class HubError(Exception):
     """Is the backend out of use at once, with no second failure needed (its engine has died, its memory ran out)?"""
     exit_code: ClassVar[int] = 1
     """What the command line exits with."""
+    public: str | None = None
+    """The message without what it repeats of the request, where somebody has looked (see `llm_hub.unsaid`)."""
 
     def __init__(self, message: str, *, backend: str | None = None, hint: str | None = None) -> None:
         super().__init__(message)

@@ -280,7 +280,7 @@ class Health:
 
 def reason_of(error: HubError) -> str:
     """An error in a few words, without what a backend's answer may repeat of a request at length."""
-    text = " ".join(error.message.split())
+    text = " ".join((error.message if error.public is None else error.public).split())
     return text if len(text) <= _REASON else text[:_REASON].rstrip() + " ..."
 
 

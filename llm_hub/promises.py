@@ -42,27 +42,26 @@ def check_promises(request: ChatRequest, response: ChatResponse) -> None:
             continue  # cut off: that it is no whole is said already
         if forced and not choice.message.tool_calls:
             raise _broken(
-                f"it was to call a tool ({request.tool_choice}) and answered with text: {_begin(choice)}",
+                f"it was to call a tool ({request.tool_choice}) and answered with text",
+                choice,
                 "It ignores tool_choice, or its model cannot call tools: name another backend or model, or use tool_choice='auto'.",
             )
         if request.response_format is not None and not choice.message.tool_calls:
             wrong = _against(request.response_format, choice.message.text)
             if wrong:
                 raise _broken(
-                    f"its answer is not the {request.response_format.type} that was asked for ({wrong}): {_begin(choice)}",
+                    f"its answer is not the {request.response_format.type} that was asked for ({wrong})",
+                    choice,
                     "It ignores response_format: upgrade it, or name a backend that does not.",
                 )
 
 
-def _broken(message: str, hint: str) -> ProtocolError:
+def _broken(message: str, choice: Choice, hint: str) -> ProtocolError:
     """The error for an answer that is none; the backend is well, and the next may be one."""
-    error = ProtocolError(message, hint=hint)
+    error = ProtocolError(f"{message}: {choice.message.text[:120]!r}", hint=hint)
+    error.public = message  # how the answer begins is for the caller alone
     error.blames_backend = False
     return error
-
-
-def _begin(choice: Choice) -> str:
-    return repr(choice.message.text[:120])
 
 
 def _against(wanted: ResponseFormat, text: str) -> str | None:
