@@ -5,10 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
+# A busy machine is no fault of a test: how long an example takes is not judged.
+settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("busy")
 # Thousands of sequences: pytest --hypothesis-profile thorough tests/test_invariants.py
-settings.register_profile("thorough", max_examples=3000, deadline=None)
+settings.register_profile("thorough", settings.get_profile("busy"), max_examples=3000)
 
 
 @pytest.fixture(autouse=True)

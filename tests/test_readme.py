@@ -31,7 +31,7 @@ def test_it_begins_with_two_commands() -> None:
     first = blocks("sh")[0].splitlines()
     assert [line.split("#")[0].strip() for line in first] == [
         'pip install uv && uv run llm-hub ask "What is the capital of France?"',
-        "pip install uv && uv run pytest",
+        "pip install uv && uv run pytest -n auto --dist loadfile",
     ]
 
 

@@ -185,6 +185,11 @@ def test_row_25_the_deadline_of_a_thread_is_told_upstream(rig: Any) -> None:
     assert rig.is_idle(hub)
 
 
+def _heed_interrupts() -> None:
+    """What runs in the background of a shell ignores Ctrl-C, and so would its children."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.mark.skipif(os.name != "posix", reason="signals")
 @pytest.mark.parametrize("way", ["chat"], indirect=True)
 @pytest.mark.parametrize("fault", [Fault.HANG_BETWEEN_CHUNKS, Fault.LOADING])
@@ -202,7 +207,13 @@ def test_row_25_ctrl_c_ends_the_command_line_and_the_generation(rig: Any, fault:
     }
     command = [f"{sysconfig.get_path('scripts')}/llm-hub", "ask", LONG]
     process = subprocess.Popen(
-        command, env=environ, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command,
+        env=environ,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=_heed_interrupts,
     )
     try:
         assert rig.until(lambda: rig.asked(server) > 0, 20)
