@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 import msgspec
 
 from llm_hub.capabilities import Capability, Feature
-from llm_hub.errors import HubError, NoBackend, UnknownBackend, UnsupportedFeature
+from llm_hub.errors import HubError, NoBackend, SettingsError, UnknownBackend, UnsupportedFeature
 from llm_hub.settings import Assignment, Settings
 
 __all__ = [
@@ -194,7 +194,7 @@ def select(
     is the GPU plan, in order; `health` tells of the default backend whether it answers; `switch` is what the control
     file says.
 
-    Raises UnknownBackend for a name that nothing defines, UnsupportedFeature when what was named lacks a feature,
+    Raises SettingsError where several backends are assigned for this and nothing orders them, UnknownBackend for a name that nothing defines, UnsupportedFeature when what was named lacks a feature,
     NoBackend when nothing that may be chosen can serve, and the candidate's own `problem`.
     """
     health = health or {}
@@ -237,7 +237,23 @@ def _named_by_rules(
         if capability in entry.capabilities and _does_operation(candidates.get(entry.backend), ask)
     )
     if assigned:
-        yield _Named(6, assigned, next(entry.source for entry in assignment if capability in entry.capabilities))
+        sources = {entry.backend: entry.source for entry in assignment}
+        found = [candidates.get(name) for name in assigned]
+        # Until their plugins are loaded, some may turn out to do another half of it, or are told of as what they lack.
+        if len(assigned) > 1 and all(one and (one.features is not None or one.problem) for one in found):
+            raise _no_order(ask, assigned, sources)
+        yield _Named(6, assigned, sources[assigned[0]])
+
+
+def _no_order(ask: Ask, names: Sequence[str], sources: Mapping[str, str]) -> SettingsError:
+    """An assignment says where a backend runs. That one stands in for another is a fallback, and those are declared."""
+    listed = " and ".join(f"{name} ({sources[name]})" for name in names)
+    quoted = ", ".join(f'"{name}"' for name in names)
+    return SettingsError(
+        f"{listed} are {'both' if len(names) == 2 else 'all'} assigned for {ask.capability}, and nothing says which comes first",
+        where=sources[names[1]],
+        hint=f"Say it: [routes] {ask.capability} = [{quoted}]",
+    )
 
 
 def _switched(ask: Ask, candidates: Mapping[str, Candidate], switch: Switch) -> _Named | None:

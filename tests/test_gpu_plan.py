@@ -229,6 +229,9 @@ def test_two_backends_for_one_capability_need_an_order() -> None:
     assert plan(f'{text}[routes]\ntext = ["ollama", "vllm"]\n', vllm(), ollama()).usable
     settings = Settings.from_toml(text, environ={"LLM_TEXT_PROVIDER": "vllm"})
     assert make_plan(settings, TWO, {"vllm": vllm(), "ollama": ollama()}).usable
+    settings = Settings.from_toml(text, environ={"LLM_PROVIDER": "vllm"})
+    assert make_plan(settings, TWO, {"vllm": vllm(has_models=frozenset({TEXT})), "ollama": ollama()}).usable
+    only(make_plan(settings, TWO, {"vllm": vllm(has_models=frozenset({VISION})), "ollama": ollama()}), "no-order")
 
 
 def test_a_backend_that_cannot_be_started_is_an_error_with_its_own_words() -> None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from llm_hub.capabilities import Capability, Feature
 from llm_hub.config import BackendConfig
-from llm_hub.errors import HubError, NoBackend, PluginBroken, UnknownBackend, UnsupportedFeature
+from llm_hub.errors import HubError, NoBackend, PluginBroken, SettingsError, UnknownBackend, UnsupportedFeature
 from llm_hub.selection import Ask, Candidate, Decision, Rejected, Target, decides_by_default, select
 from llm_hub.settings import Assignment, Named, Settings
 
@@ -93,6 +93,31 @@ SEEING: Mapping[str, Candidate] = {
     "reader": candidate("reader", capabilities=frozenset({VISION}), features=frozenset({Feature.READ})),
     "tesseract": candidate("tesseract", capabilities=frozenset({VISION}), features=frozenset({Feature.READ})),
 }
+
+
+def test_two_that_are_assigned_for_one_capability_are_no_fallbacks_of_each_other() -> None:
+    both = (assigned("vllm", TEXT), assigned("tiny", TEXT))
+    with pytest.raises(
+        SettingsError, match=r"vllm \(.*:9\) and tiny .*both assigned for text.*\[routes\] text"
+    ) as raised:
+        choose(assignment=both)
+    assert raised.value.where == "llm-hub.toml:9"
+    assert choose(assignment=both, routes={"text": named("tiny")}).backend == "tiny"
+    assert choose(assignment=both, provider=named("vllm")).fallbacks == ()
+    assert choose(Ask(capability=TEXT, backend="tiny"), assignment=both).rule == 1
+    with pytest.raises(SettingsError, match="and broken .* are both assigned"):
+        choose(assignment=(assigned("vllm", TEXT), assigned("broken", TEXT)))
+    with pytest.raises(UnknownBackend, match="'gone'"):
+        choose(assignment=(assigned("vllm", TEXT), assigned("gone", TEXT)))
+
+
+def test_one_that_is_assigned_for_reading_beside_one_for_describing_is_no_contradiction() -> None:
+    both = (assigned("vllm", VISION), assigned("reader", VISION))
+    assert choose(DESCRIBE, candidates=SEEING, assignment=both).backend == "vllm"
+    assert choose(READ, candidates=SEEING, assignment=both).backend == "reader"
+    # Not loaded yet, nothing is known of what it does: both are named, so that both are looked at before it is decided.
+    unread = {**SEEING, "reader": msgspec.structs.replace(SEEING["reader"], features=None)}
+    assert choose(DESCRIBE, candidates=unread, assignment=both).fallbacks == (Target("reader", None),)
 
 
 def test_the_operation_of_vision_that_is_not_named_is_describing() -> None:

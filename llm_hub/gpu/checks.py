@@ -234,7 +234,7 @@ def _capabilities(facts: _Facts) -> Iterator[Finding]:
                     backend=name,
                 )
     for capability, names in carriers.items():
-        if len(names) > 1 and not _ordered(facts.settings, capability):
+        if len(names) > 1 and not _ordered(facts, capability):
             both = " and ".join(f"{name} ({facts.where(name, 'capabilities')})" for name in names)
             quoted = ", ".join(f'"{name}"' for name in names)
             yield Finding(
@@ -247,9 +247,13 @@ def _capabilities(facts: _Facts) -> Iterator[Finding]:
             )
 
 
-def _ordered(settings: Settings, capability: Capability) -> bool:
+def _ordered(facts: _Facts, capability: Capability) -> bool:
+    """Does a rule before that of the assignment decide? LLM_PROVIDER does for what its backend has a model for."""
+    settings = facts.settings
     if settings.provider is not None:
-        return True
+        known = facts.known.get(settings.provider.names[0])
+        if known is None or capability in (known.has_models or (Capability.TEXT,)):
+            return True
     chosen = {*settings.routes, *settings.providers}
     return str(capability) in chosen or {f"{capability}.read", f"{capability}.describe"} <= chosen
 
