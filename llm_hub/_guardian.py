@@ -2,7 +2,8 @@
 
 It is run as a script by an interpreter of its own, in a session of its own, and imports little: there is one for every
 backend. Standard input is a pipe from `llm-hub up`: "stop SECONDS" and "kill" are commands, and its end means that
-`llm-hub up` is gone, however it went. Standard output tells what happens: "started PID", "failed REASON", "exited CODE".
+`llm-hub up` is gone, however it went. Standard output tells what happens: "started PID", "failed REASON", "exited CODE"; or, where nothing
+was started, "unlogged REASON": its log cannot be written.
 
 A process that is left over by the backend becomes a child of this one (PR_SET_CHILD_SUBREAPER, where there is such a
 thing), so that it is found; and the backend is killed by the kernel when this process is (PR_SET_PDEATHSIG). See prctl(2).
@@ -211,7 +212,11 @@ def main(arguments: list[str]) -> None:
     """`LOG LIMIT GRACE COMMAND...`: the log and its size in bytes, how long to let the backend end when all else is gone."""
     path, limit, grace, *command = arguments
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
-    log = _Log(path, int(limit))
+    try:
+        log = _Log(path, int(limit))
+    except OSError as error:
+        _tell(f"unlogged {error.strerror or error}")
+        return
     wake_read, wake_write = os.pipe()
     os.set_blocking(wake_write, False)
     signal.set_wakeup_fd(wake_write)

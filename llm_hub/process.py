@@ -47,7 +47,7 @@ class Process:
         self.code: int | None = None
         """How it ended: the exit code, negative for a signal; None while it runs."""
         self.pid = 0
-        self._failed = ""
+        self._failed = self._unlogged = ""
         self._over = threading.Event()
         self._began = threading.Event()
         self._guardian = subprocess.Popen(
@@ -59,6 +59,12 @@ class Process:
         )
         threading.Thread(target=self._listen, name=f"llm-hub-up-{mark}", daemon=True).start()
         self._began.wait(30)
+        if self._unlogged:
+            self._over.wait(10)
+            raise HubError(
+                f"its log cannot be written: {log}: {self._unlogged}",
+                hint="Make it a file that may be written, or remove it, or name another LLM_HUB_STATE.",
+            )
         if self._failed:
             self._over.wait(10)
             raise HubError(
@@ -81,6 +87,8 @@ class Process:
                     self.pid = int(rest)
                 elif word == "failed":
                     self._failed = rest
+                elif word == "unlogged":
+                    self._unlogged = rest
                 elif word == "exited":
                     code = int(rest)
                 self._began.set()

@@ -89,7 +89,9 @@ def read_running(state_path: str | None) -> Running | None:
 
 
 class Register:
-    """Holds the lock of one folder, and writes its register. Raises HubError if another `llm-hub up` has it."""
+    """Holds the lock of one folder, and writes its register. Raises HubError if another `llm-hub up` has it, or if the folder
+    cannot be written.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -97,8 +99,11 @@ class Register:
             import fcntl
         except ImportError as error:
             raise HubError("`llm-hub up` needs a Unix system", hint="Use `llm-hub compose`.") from error
-        self.logs.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            self.logs.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+        except OSError as error:
+            raise _unwritable(folder, error) from error
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -127,11 +132,14 @@ class Register:
         return None
 
     def write(self, running: Running) -> None:
-        """Replace the register, whole: a reader sees the old one or the new one."""
+        """Replace the register, whole: a reader sees the old one or the new one. Raises HubError where it cannot be written."""
         path = self.folder / "running.json"
         new = path.with_suffix(".new")
-        new.write_bytes(msgspec.json.format(msgspec.json.encode(running), indent=1) + b"\n")
-        new.replace(path)
+        try:
+            new.write_bytes(msgspec.json.format(msgspec.json.encode(running), indent=1) + b"\n")
+            new.replace(path)
+        except OSError as error:
+            raise _unwritable(path, error) from error
 
     def close(self) -> None:
         """Let go of the lock."""
@@ -148,6 +156,13 @@ class Register:
             yield register
         finally:
             register.close()
+
+
+def _unwritable(path: Path, error: OSError) -> HubError:
+    return HubError(
+        f"`llm-hub up` cannot keep what it knows in {path}: {error.strerror or error}",
+        hint="Make room or give it the right to, or name another place: LLM_HUB_STATE=/somewhere/control.json.",
+    )
 
 
 def changed(backend: RunningBackend, state: State, *, detail: str = "", hint: str = "") -> RunningBackend:

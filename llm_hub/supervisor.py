@@ -167,7 +167,7 @@ class Supervisor:
         with self._lock:
             backends = {**self._running.backends, name: backend}
             self._running = msgspec.structs.replace(self._running, backends=backends)
-            with contextlib.suppress(OSError):  # a full disk stops no backend
+            with contextlib.suppress(HubError):  # a full disk stops no backend
                 self._register.write(self._running)
 
     @contextlib.contextmanager
@@ -366,7 +366,7 @@ class _Keeper:
         before = self._supervisor.backends[self.name]
         if first or time.monotonic() - self._checked >= self._policy.check:
             self._checked = time.monotonic()
-            self._drift = self._supervisor._check(self.one) if self._supervisor._check is not None else None
+            self._drift = self._compared()
         reason, hint = self._drift or (probe.degraded or ("" if probe.ok else probe.detail), probe.hint or "")
         state: State = "degraded" if reason else "ready"
         if first or before.state != state or (reason and before.detail != reason):
@@ -374,6 +374,16 @@ class _Keeper:
                 f"{one} ({self.one.config.models.get(one, 'its model')})" for one in self.one.capabilities
             )
             self._become(state, reason or f"serves {serves}", hint=hint)
+
+    def _compared(self) -> tuple[str, str] | None:
+        """What is not as planned with it. That this cannot be found out is told, and is no reason to end what serves."""
+        check = self._supervisor._check
+        try:
+            return check(self.one) if check is not None else None
+        except Exception as error:  # noqa: BLE001 - a full disk, a register that somebody damaged: it is looked at again later
+            why = error.message if isinstance(error, HubError) else f"{type(error).__name__}: {error}"
+            hint = (error.hint if isinstance(error, HubError) else None) or "`llm-hub doctor` looks anew."
+            return f"it could not be compared with the plan: {why}", hint
 
     # -- telling ------------------------------------------------------------------------------------------------------
 

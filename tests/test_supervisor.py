@@ -219,6 +219,40 @@ def test_one_that_is_not_as_planned_is_degraded_with_the_reason_until_it_is(up: 
     up.wait("a", "ready")
 
 
+def test_a_look_that_fails_is_told_and_ends_nothing(up: Up) -> None:
+    broken = [OSError("no usable temporary directory")]
+
+    def check(_: object) -> None:
+        if broken:
+            raise broken[0]
+
+    supervisor = up.start("a", policy=Policy(every=0.05, check=0.1), check=check)
+    degraded = up.wait("a", "degraded")
+    assert degraded.text == "it could not be compared with the plan: OSError: no usable temporary directory"
+    pid = supervisor.backends["a"].pid
+    broken.clear()
+    up.wait("a", "ready")
+    assert supervisor.backends["a"].pid == pid
+    assert supervisor.backends["a"].alive
+
+
+def test_a_log_or_a_register_that_cannot_be_written_is_said_at_once(up: Up, tmp_path: Path) -> None:
+    (up.folder / "logs" / "a.log").mkdir(parents=True)
+    up.start("a")
+    failed = up.wait("a", "failed")
+    assert "a.log: Is a directory" in failed.text
+    assert "LLM_HUB_STATE" in failed.hint
+    up.stop()
+    assert not [one for one in up.events if one.state in ("starting", "restarting")]
+    (tmp_path / "file").touch()
+    with pytest.raises(HubError, match="cannot keep what it knows in .*file/x.up: Not a directory"):
+        Register(tmp_path / "file" / "x.up")
+    (tmp_path / "y.up" / "running.json").mkdir(parents=True)
+    running = Running(mark="m", pid=1, began="1", since=0)
+    with Register.held(tmp_path / "y.up") as register, pytest.raises(HubError, match="running.json: Is a directory"):
+        register.write(running)
+
+
 def test_backends_on_one_gpu_start_one_after_the_other(up: Up) -> None:
     up.plugin.how = {name: ["--loading", "0.3"] for name in ("a", "b", "c")}
     up.start("a", "b", "c", gpus={"a": "GPU-1", "b": "GPU-1", "c": "GPU-2"})
