@@ -104,6 +104,10 @@ BROKEN_INHERITANCE = {
     "def test_text_stop(): pass": "the inherited test test_text_stop of the rule text.stop is overridden",
     "@pytest.mark.xfail\ndef test_text_stop(): pass": "test_text_stop of the rule text.stop is overridden",
     "@pytest.mark.skip(reason='no')\ndef test_text_stop(): pass": "test_text_stop of the rule text.stop is overridden",
+    "pytest.mark.skip(reason='no')(test_text_stop)": "test_text_stop of the rule text.stop is skipped by a mark",
+    "pytest.mark.skipif(True, reason='no')(test_text_stop)": "test_text_stop of the rule text.stop is skipped by a mark",
+    "pytest.mark.xfail(test_text_stop)": "text.stop is an expected failure without a reason",
+    "pytestmark = pytest.mark.skip(reason='no')": "its mark `skip` leaves out every rule that it inherits",
     "Requirements.known_limits = {'text.stopp': 'why'}": "names 'text.stopp', which is no rule of the text suite",
     "Requirements.known_limits = {'text.stop': ' '}": "known_limits gives no reason for text.stop",
     "class Other(Requirements): pass": "it has several requirements for the text suite: Requirements, Other",
@@ -129,6 +133,19 @@ def test_an_override_that_is_an_expected_failure_with_a_reason_is_let_be(run: Ru
     override = "@pytest.mark.xfail(reason='acme cannot stop')\ndef test_text_stop(): raise NotImplementedError"
     result = run(REQUIREMENTS, override, only="test_text_stop")
     result.assert_outcomes(passed=1, xfailed=1, deselected=result.parseoutcomes()["deselected"])
+
+
+def test_a_mark_on_an_inherited_test_is_that_modules_alone(pytester: pytest.Pytester) -> None:
+    marked = "pytest.mark.xfail(reason='acme cannot stop', run=False)(test_text_stop)"
+    pytester.makepyfile(test_a="\n".join((HEAD, REQUIREMENTS, marked)), test_b="\n".join((HEAD, REQUIREMENTS)))
+    result = pytester.runpytest_inprocess(*QUIET, "-k", f"{GUARD} or test_text_stop")
+    result.assert_outcomes(passed=3, xfailed=1, deselected=result.parseoutcomes()["deselected"])
+    assert "PASSED test_b.py::test_text_stop" in result.stdout.str()
+
+
+def test_where_something_is_lacking_the_rules_are_skipped_and_the_guard_is_not(run: Run) -> None:
+    result = run(REQUIREMENTS, "pytestmark = pytest.mark.skipif(True, reason='no GPU')", only="test_text_stop")
+    result.assert_outcomes(passed=1, skipped=1, deselected=result.parseoutcomes()["deselected"])
 
 
 def test_known_limits_are_expected_failures_and_told_when_they_are_mended(run: Run) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from typing import Any
 
@@ -63,6 +63,40 @@ def _suites(module: Any) -> set[Any]:
     return {value.conformance_suite for value in vars(module).values() if hasattr(value, "conformance_suite")}
 
 
+def _taken_marks(module: Any) -> dict[str, list[pytest.Mark]]:
+    """The marks that a module has put on inherited tests, taken off again: every other module has the same functions."""
+    tests = [(name, test) for suite in _holds(module) for name, test in suite.tests.items()]
+    return {
+        name: test.__dict__.pop("pytestmark")
+        for name, test in tests
+        if getattr(module, name, None) is test and "pytestmark" in test.__dict__
+    }
+
+
+def _silenced(module: Any, own: Iterable[pytest.Mark], taken: Mapping[str, Iterable[pytest.Mark]]) -> Iterator[str]:
+    """Which inherited tests do not count, because of marks of the module (`own`) or on them (`taken`)."""
+    if any(mark.name == "skip" for mark in own):
+        yield (
+            "its mark `skip` leaves out every rule that it inherits.\n"
+            "Remedy: pytest.mark.skipif with what this machine lacks; or do not inherit the suite."
+        )
+    for suite in _holds(module):
+        for name, test in suite.tests.items():
+            rule = test.conformance_rule
+            marks = taken.get(name, ())
+            if any(mark.name in ("skip", "skipif") for mark in marks):
+                how = "is skipped by a mark"
+            elif any(mark.name == "xfail" for mark in marks) and not _has_reason(marks):
+                how = "is an expected failure without a reason"
+            else:
+                continue
+            yield (
+                f"the inherited test {name} of the rule {rule.id} {how}: {rule.says}\n"
+                "Remedy: take the mark off; or mark it @pytest.mark.xfail(reason=...), or give the reason in "
+                f"Requirements.known_limits[{rule.id!r}]."
+            )
+
+
 def _problems(module: Any) -> Iterator[str]:
     """What is wrong with how a module inherits its suites."""
     inherited = _inherited(module)
@@ -101,17 +135,31 @@ def _problems(module: Any) -> Iterator[str]:
 
 def _excused(test: Any) -> bool:
     """Is an override marked as an expected failure, with a reason?"""
-    marks = getattr(test, "pytestmark", [])
+    return _has_reason(getattr(test, "pytestmark", []))
+
+
+def _has_reason(marks: Iterable[pytest.Mark]) -> bool:
+    """Does one of the marks expect a failure, and say why?"""
     return any(mark.name == "xfail" and str(mark.kwargs.get("reason") or "").strip() for mark in marks)
 
 
 class _Whole(pytest.Item):
-    """A test of the test module: that it inherits its suites whole."""
+    """A test of the test module: that it inherits its suites whole. No mark of the module keeps it from running."""
+
+    taken: Mapping[str, list[pytest.Mark]] = {}
+
+    def iter_markers_with_node(self, name: str | None = None) -> Iterator[tuple[Any, pytest.Mark]]:
+        """All but those that would silence it."""
+        for node, mark in super().iter_markers_with_node(name):
+            if mark.name not in ("skip", "skipif", "xfail"):
+                yield node, mark
 
     def runtest(self) -> None:
         """Fail for each thing that is wrong."""
         module = self.getparent(pytest.Module)
-        if module is not None and (wrong := list(_problems(module.obj))):
+        if module is None:
+            return
+        if wrong := [*_problems(module.obj), *_silenced(module.obj, module.own_markers, self.taken)]:
             raise _Told("\n\n".join(f"{module.name}: {one}" for one in wrong))
 
     def repr_failure(self, excinfo: Any, style: Any = None) -> Any:
@@ -134,7 +182,9 @@ def pytest_make_collect_report(collector: pytest.Collector) -> Any:
     if isinstance(collector, pytest.Module) and report.passed and report.result is not None:
         module = collector.obj
         if _holds(module):
-            report.result.append(_Whole.from_parent(collector, name=_GUARD))
+            guard = _Whole.from_parent(collector, name=_GUARD)
+            guard.taken = _taken_marks(module)
+            report.result.append(guard)
     return report
 
 
