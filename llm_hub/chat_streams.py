@@ -187,10 +187,17 @@ class _Stream:
             return False
         self._lease.release()
         self._lease = self._expired = None
+        if self._given is not None:
+            self._given.unsubscribe(self._stop)
         self._call.cancel = self._stop = CancelToken()
         if self._given is not None:
-            self._given.subscribe(self, self._stop.cancel)
+            self._given.subscribe(self._stop, self._stop.cancel)
+        if self._is_left():  # by another thread, just now: it has cancelled the token of before
+            self._stop.cancel()
         return True
+
+    def _is_left(self) -> bool:
+        return self._left
 
     def _drained(self, error: HubError) -> StreamInterrupted:
         """An error of its own: the one that was told is told to every stream."""

@@ -111,13 +111,14 @@ class EpochStore(Generic[T]):
     has to be alive while epochs are leased (a thread that watches for the next one) is begun there, not sooner.
     """
 
-    __slots__ = ("__weakref__", "_beginning", "_numbers", "_on_first", "_resting", "_swapping", "current")
+    __slots__ = ("__weakref__", "_beginning", "_ended", "_numbers", "_on_first", "_resting", "_swapping", "current")
 
     def __init__(self, on_first: Callable[[], None] | None = None) -> None:
         self.current: Epoch[T] | None = None
         self._numbers = itertools.count(1)
         self._on_first = on_first
         self._resting: Epoch[T] | None = None
+        self._ended = False
         self._beginning = threading.RLock()
         self._swapping = threading.Lock()
         _STORES.add(self)
@@ -129,9 +130,13 @@ class EpochStore(Generic[T]):
     def publish(self, epoch: Epoch[T] | None) -> Epoch[T] | None:
         """Make this the current epoch (None: there is none any more) and retire the one before, which is returned.
 
-        Where nobody has wanted a lease yet, it is the one that will be current as soon as somebody does.
+        Where nobody has wanted a lease yet, it is the one that will be current as soon as somebody does. None is the end:
+        what is published after it raises HubClosed.
         """
         with self._swapping:
+            if self._ended and epoch is not None:
+                raise HubClosed("the hub is closed", hint="Open a new one.")
+            self._ended = epoch is None
             previous = self.current or self._resting
             if self.current is None and previous is not None and epoch is not None:
                 self._resting = epoch

@@ -70,6 +70,7 @@ class _Followed:
         self.presence: Presence | None = None
         self.silent = False
         self.busy = threading.Lock()
+        self.coming = False  # a thread that has not looked at the file yet is on its way
         self.reporting = threading.Lock()
         self.again = time.monotonic() + _ANYWAY
         self.due = 0.0
@@ -81,10 +82,13 @@ class _Followed:
         signature = self.book.signature()
         if signature != self.signature or now >= self.again:
             self.signature, self.again = signature, now + _ANYWAY
+            # One that waits while another builds or warms an epoch, however long that takes, is enough.
+            before, self.coming = self.coming, True
             try:
-                threading.Thread(target=self._refresh, name="llm-hub-switch", daemon=True).start()
+                if not before:
+                    threading.Thread(target=self._refresh, name="llm-hub-switch", daemon=True).start()
             except RuntimeError as error:  # the interpreter ends, or the process can have no more threads
-                self.signature = None
+                self.signature, self.coming = None, False
                 logger.debug("a change of %s waits for a thread: %s", self.book.where, error)
         if now >= self.due:
             self.due = now + _REPORTS
@@ -92,6 +96,7 @@ class _Followed:
 
     def _refresh(self) -> None:
         with self.busy:
+            self.coming = False
             followers = list(self.followers)
             for follower in followers:
                 follower.refresh()
@@ -162,8 +167,13 @@ class _Watcher:
                 one.signature = one.book.signature()
             one.followers.add(follower)
             if self.thread is None:
-                self.thread = threading.Thread(target=self._run, name="llm-hub-watcher", daemon=True)
-                self.thread.start()
+                thread = threading.Thread(target=self._run, name="llm-hub-watcher", daemon=True)
+                try:
+                    thread.start()
+                except RuntimeError as error:  # the interpreter ends, or the process can have no more threads
+                    logger.error("this process cannot follow %s, and serves on as it is: %s", path, error)
+                    return
+                self.thread = thread
 
     def remove(self, path: str, follower: Follower) -> None:
         with self.lock:

@@ -8,8 +8,6 @@ from collections.abc import Callable, Iterable, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-import msgspec
-
 from llm_hub.backend_pool import BackendPool
 from llm_hub.call import Call
 from llm_hub.capabilities import Capability, Feature, ModelInfo, Probe, Rung
@@ -22,6 +20,7 @@ from llm_hub.errors import HubClosed, HubError, InvalidRequest
 from llm_hub.following import Standing, unfollow
 from llm_hub.following import follow as follow_file
 from llm_hub.health import BackendCondition, HealthBook
+from llm_hub.hub_status import BackendStatus, HubStatus, RouteStatus, resolved
 from llm_hub.observers import Watch, observers_named
 from llm_hub.runtime import Runtime
 from llm_hub.selection import Ask, Decision, Switch, Target
@@ -41,44 +40,6 @@ if TYPE_CHECKING:
 __all__ = ["BackendStatus", "Hub", "HubStatus", "RouteStatus", "TextHandle"]
 
 logger = logging.getLogger("llm_hub")
-
-
-class RouteStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """What a capability comes to: a decision, or the error that stands in its way."""
-
-    capability: Capability
-    decision: Decision | None = None
-    error: str | None = None
-
-
-class BackendStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """How a backend was found."""
-
-    name: str
-    plugin: str
-    capability: Capability
-    probe: Probe
-
-
-class HubStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """The state of a hub: its epoch, its routes, and the backends that they lead to, each probed."""
-
-    epoch: int
-    routes: tuple[RouteStatus, ...]
-    backends: tuple[BackendStatus, ...]
-
-    @property
-    def ready(self) -> bool:
-        """Can every capability that was asked about be served?"""
-        healthy = {(one.name, one.capability) for one in self.backends if one.probe.ok}
-        return bool(self.routes) and all(
-            route.decision is not None
-            and any(
-                (name, route.capability) in healthy
-                for name in (route.decision.backend, *(target.backend for target in route.decision.fallbacks))
-            )
-            for route in self.routes
-        )
 
 
 class Hub:
@@ -285,7 +246,11 @@ class Hub:
         rung: Rung = Rung.MODEL_PRESENT,
         timeout: float = 5.0,
     ) -> HubStatus:
-        """Resolve each capability and probe the backends that serve it, up to `rung`. `timeout` in seconds, for each."""
+        """Resolve each capability and probe the backends that serve it, up to `rung`. `timeout` in seconds, for each.
+
+        "vision" stands for describing, or for reading where nothing describes; "vision.describe" and "vision.read" for
+        just that.
+        """
         return drive(self._status(BLOCKING, capabilities, rung, timeout))
 
     async def astatus(
@@ -305,14 +270,12 @@ class Hub:
         try:
             routes: list[RouteStatus] = []
             backends: list[BackendStatus] = []
-            for capability in map(Capability, capabilities):
-                ask = Ask(capability=capability)
-                try:
-                    decision = await lease.value.decision(world, ask, Call(timeout=timeout))
-                except HubError as error:
-                    routes.append(RouteStatus(capability=capability, error=str(error)))
+            for wanted in capabilities:
+                route = await resolved(world, lease.value, str(wanted), timeout)
+                routes.append(route)
+                capability, decision = route.capability, route.decision
+                if decision is None:
                     continue
-                routes.append(RouteStatus(capability=capability, decision=decision))
                 for name in (decision.backend, *(target.backend for target in decision.fallbacks)):
                     try:
                         probe = await lease.value.probe(world, name, capability, rung, Call(timeout=timeout))

@@ -205,10 +205,11 @@ class Switchboard:
     def _publish(self, following: Runtime, document: Document) -> None:
         began = time.monotonic()
         epoch = self._epochs.next_epoch(following, self._on_drained(document.epoch), number=document.epoch)
-        if self._epochs.latest is None:
+        try:
+            before = self._epochs.publish(epoch)
+        except HubClosed:
             following.close()
-            raise HubClosed("the hub is closed", hint="Open a new one.")
-        before = self._epochs.publish(epoch)
+            raise
         self.document, self.problem, self._tried = document, None, document.current.id
         self._checked = True
         self._tell(

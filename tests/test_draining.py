@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from llm_hub import Hub, Settings
+from llm_hub import CancelToken, Hub, Settings
 from llm_hub.capabilities import Capability
 from llm_hub.errors import StreamInterrupted
 from llm_hub.messages import ChatResponse
@@ -143,6 +143,31 @@ def test_a_stream_that_its_caller_closes_does_not_move_on(hub: Hub, ollama: Fake
     thread.join(5)
     assert [type(error).__name__ for error in caught] == ["Cancelled"]
     assert len([one for one in vllm.requests if one.path.endswith("/completions")]) == before
+
+
+def test_a_stream_that_moves_on_leaves_nothing_in_the_token_of_its_caller(hub: Hub, ollama: FakeOllama) -> None:
+    ollama.fault(Fault.HANG_BEFORE_HEADERS, seconds=30, path="/api/chat")
+    timer = threading.Timer(0.1, lambda: hub.use(text="vllm", drain=0.1))
+    timer.start()
+    token = CancelToken()
+    with hub.text().stream("ping", cancel=token) as stream:
+        assert "".join(chunk.text for chunk in stream) == "pong"
+    timer.join()
+    assert served(stream.response) == ("vllm", 2)
+    assert not token._callbacks
+
+
+@pytest.mark.parametrize("world", ["thread", "task"])
+def test_a_whole_answer_is_waited_for_beyond_the_deadline(hub: Hub, ollama: FakeOllama, world: str) -> None:
+    ollama.fault(Fault.HANG_BEFORE_HEADERS, seconds=0.6, path="/api/chat")
+    old = hub.runtime
+    timer = threading.Timer(0.1, lambda: hub.use(text="vllm", drain=0.05))
+    timer.start()
+    response = asyncio.run(hub.text().achat("ping")) if world == "task" else hub.text().chat("ping")
+    assert served(response) == ("ollama", 1)
+    assert soon(old.is_closed)
+    timer.join()
+    assert served(hub.text().chat("ping")) == ("vllm", 2)
 
 
 def test_what_ends_in_time_is_not_disturbed_by_the_deadline(hub: Hub) -> None:

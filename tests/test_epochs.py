@@ -80,6 +80,18 @@ def test_there_is_no_lease_after_the_end() -> None:
         store.lease()
 
 
+def test_a_switch_that_comes_after_the_end_brings_nothing_back() -> None:
+    store: EpochStore[Thing] = EpochStore()
+    published(store)
+    store.publish(None)
+    with pytest.raises(HubClosed):
+        published(store)
+    store.publish(None)
+    assert store.latest is None
+    with pytest.raises(HubClosed):
+        store.lease()
+
+
 def test_whoever_claims_the_closing_does_it_alone() -> None:
     store: EpochStore[Thing] = EpochStore()
     epoch = published(store)

@@ -18,6 +18,7 @@ import pytest
 
 from llm_hub import Hub
 from llm_hub.control_file import FileBook
+from llm_hub.following import Standing, _Followed, _Watcher
 from llm_hub.presence import Report, live
 from llm_hub.testing import FakeOllama, FakeVLLM
 
@@ -237,3 +238,53 @@ def test_a_hub_that_is_dropped_is_followed_for_no_longer(environ: dict[str, str]
 def test_the_report_tells_how_the_backends_do(environ: dict[str, str], operator: Hub) -> None:
     assert soon(lambda: all(one.backends for one in processes(environ)))
     assert {condition.name for one in processes(environ) for condition in one.backends} >= {"ollama"}
+
+
+def test_however_long_a_switch_takes_one_thread_waits_behind_it_and_takes_up_the_newest(tmp_path: Path) -> None:
+    go, looked = threading.Event(), list[int]()
+
+    class Slow:
+        def refresh(self) -> None:
+            looked.append(1)
+            go.wait(10)
+
+        def standing(self) -> Standing:
+            return Standing(epoch=1, switch="start", tried="start", problem=None, pinned=False, backends=())
+
+    slow = Slow()
+    followed = _Followed(str(tmp_path / "control.json"), meant=True)
+    followed.followers.add(slow)
+    before = {thread.ident for thread in threading.enumerate()}
+    for number in range(20):  # 20 changes while the first is taken up
+        (tmp_path / "control.json").write_text("x" * number)
+        followed.look(time.monotonic())
+        time.sleep(0.005)
+    begun = [one for one in threading.enumerate() if one.name == "llm-hub-switch" and one.ident not in before]
+    assert (len(begun), len(looked)) == (2, 1)
+    go.set()
+    for thread in begun:
+        thread.join(10)
+    assert len(looked) == 2
+
+
+def test_where_no_thread_can_be_begun_calls_are_served_all_the_same(
+    environ: dict[str, str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    watcher = _Watcher()
+    monkeypatch.setattr("llm_hub.following._watcher", watcher)
+
+    start = threading.Thread.start
+
+    def refuse(thread: threading.Thread) -> None:
+        if thread.name == "llm-hub-watcher":
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    with Hub.from_env(environ) as hub:
+        with monkeypatch.context() as patched:
+            patched.setattr(threading.Thread, "start", refuse)
+            assert hub.text().chat("ping").text == "pong"
+        assert "cannot follow" in caplog.text
+        with Hub.from_env(environ) as other:  # the next one that wants to be told begins the thread for both
+            assert other.text().chat("ping").text == "pong"
+            assert watcher.thread is not None

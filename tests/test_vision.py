@@ -528,3 +528,18 @@ def test_nobody_at_all_is_an_error_that_says_how_to_choose(ask: Ask) -> None:
     with Hub.from_env({"LLM_HUB_PLUGINS": "tesseract"}) as hub:
         with pytest.raises(NoBackend, match=r"nothing is configured for vision\.describe"):
             ask(hub, draw())
+
+
+def test_where_vision_can_only_read_it_is_ready_and_either_half_can_be_asked_about_alone(vllm: FakeVLLM) -> None:
+    environ = {"LLM_VISION_READ_PROVIDER": "reader", "LLM_VISION_DESCRIBE_PROVIDER": "reader"}
+    with Hub.from_env(environ, plugins={"reader": ReaderPlugin(Reader())}) as hub:
+        status = hub.status(["vision"])
+        assert status.ready
+        assert [(one.operation, one.decision and one.decision.backend) for one in status.routes] == [("read", "reader")]
+        assert asyncio.run(hub.astatus(["vision.read"])).ready
+        (described,) = hub.status(["vision.describe"]).routes
+        assert (described.decision, described.error is not None) == (None, True)
+    environ = {"LLM_VISION_DESCRIBE_PROVIDER": "vllm", "VLLM_BASE_URL": vllm.url}
+    with Hub.from_env(environ) as hub:
+        (route,) = hub.status(["vision"]).routes
+        assert route.operation == "describe"
