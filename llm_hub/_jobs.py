@@ -410,11 +410,13 @@ class Pool:
             threads = list(self._threads)
             self._cond.notify_all()
         for job in jobs:
-            job.stop(
-                BackendFailed(
-                    "it was closed while this call ran", backend=self.backend, hint="Close a hub after its last call."
-                )
+            closed = BackendFailed(
+                "it was closed while this call ran",
+                backend=self.backend,
+                hint="Close a hub after its last call, and give a switch a longer --drain, or none.",
             )
+            closed.blames_backend = False
+            job.stop(closed)
         return threads
 
     def forked(self) -> None:

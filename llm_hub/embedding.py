@@ -13,13 +13,13 @@ from llm_hub.call import Call, CancelToken
 from llm_hub.capabilities import Feature, ModelInfo
 from llm_hub.embedding_guard import admit, check_again, remember
 from llm_hub.embedding_vectors import embed_all
-from llm_hub.epochs import EpochStore
+from llm_hub.epochs import EpochStore, Lease
 from llm_hub.errors import InvalidRequest
-from llm_hub.messages import EmbedKind, EmbedRequest, EmbedResponse
+from llm_hub.messages import EmbedKind, EmbedRequest, EmbedResponse, ServedBy
+from llm_hub.routing import leased
 from llm_hub.runtime import Destination, Runtime
 from llm_hub.selection import Ask
 from llm_hub.transport import drive
-from llm_hub.watching import begin
 from llm_hub.worlds import ASYNC, BLOCKING, World
 
 __all__ = ["EmbeddingHandle", "route_embed"]
@@ -142,31 +142,27 @@ async def route_embed(
     world: World, epochs: EpochStore[Runtime], ask: Ask, request: EmbedRequest, call: Call
 ) -> EmbedResponse:
     """The vectors of one backend; a fallback serves only if it is shown to embed into the same space."""
-    lease = epochs.lease()
-    runtime = lease.value
-    kept: dict[tuple[str, str | None], list[EmbedResponse]] = {}
+    needs = frozenset({Feature.DIMENSIONS}) if request.dimensions is not None else frozenset()
 
-    async def attempt(destination: Destination, to_send: EmbedRequest) -> EmbedResponse:
-        if "spaces" in runtime.__dict__ and (destination.name, destination.model) in runtime.spaces.doubted:
-            await check_again(world, runtime, destination, call)
-        done = kept.setdefault((destination.name, destination.model), [])
-        return await embed_all(world, runtime, destination, to_send, call, done=done)
+    async def work(lease: Lease[Runtime]) -> tuple[EmbedResponse, ServedBy]:
+        runtime = lease.value
+        kept: dict[tuple[str, str | None], list[EmbedResponse]] = {}
 
-    async def may_serve(destination: Destination) -> None:
-        await admit(world, runtime, ask, destination, call)
+        async def attempt(destination: Destination, to_send: EmbedRequest) -> EmbedResponse:
+            if "spaces" in runtime.__dict__ and (destination.name, destination.model) in runtime.spaces.doubted:
+                await check_again(world, runtime, destination, call)
+            done = kept.setdefault((destination.name, destination.model), [])
+            return await embed_all(world, runtime, destination, to_send, call, done=done)
 
-    begin(lease, ask, "embed", call)
-    try:
-        needs = frozenset({Feature.DIMENSIONS}) if request.dimensions is not None else frozenset()
+        async def may_serve(destination: Destination) -> None:
+            await admit(world, runtime, ask, destination, call)
+
         response, served_by = await in_order(world, lease, ask, request, needs, call, attempt, admit=may_serve)
         if not served_by.fallback:
             await remember(world, runtime, ask, call)
-    except BaseException as error:
-        if call.watching is not None:
-            call.watching.failed(error)
-        raise
-    finally:
-        lease.release()
+        return response, served_by
+
+    response, served_by = await leased(epochs, ask, "embed", call, work)
     if call.watching is not None:
         call.watching.ended(response, served_by)
     timings = msgspec.structs.replace(response.timings, total=time.monotonic() - call.started)

@@ -161,10 +161,20 @@ class Switchboard:
                     following.check(key)
                     if entry.warm:
                         warm_up(following, key)
+                overtaken = entry.warm and self._newest(document).epoch > document.epoch
             except BaseException:
                 following.close()
                 raise
+            if overtaken:  # rolled back while the models were loaded, say: it never comes into force here
+                following.close()
+                return
             self._publish(following, document)
+
+    def _newest(self, otherwise: Document) -> Document:
+        try:
+            return self.book.read()
+        except ControlFileDamaged:
+            return otherwise
 
     def _in_force(self) -> Runtime:
         epoch = self._epochs.latest

@@ -288,3 +288,19 @@ def test_where_no_thread_can_be_begun_calls_are_served_all_the_same(
         with Hub.from_env(environ) as other:  # the next one that wants to be told begins the thread for both
             assert other.text().chat("ping").text == "pong"
             assert watcher.thread is not None
+
+
+def test_a_switch_that_is_rolled_back_while_its_models_are_loaded_never_comes_into_force(
+    environ: dict[str, str], operator: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Hub.from_env(environ, follow=False) as hub:
+        before = hub.epoch
+        operator.use(text="vllm", warm=True)
+        with monkeypatch.context() as patched:
+            patched.setattr("llm_hub.proving.warm_up", lambda *_: operator.rollback())
+            hub.refresh()
+        assert (hub.epoch, hub.standing().problem) == (before, None)
+        hub.refresh()
+        served = hub.text().chat("ping").served_by
+        assert served is not None
+        assert (served.backend, served.epoch, hub.epoch) == ("ollama", operator.epoch, operator.epoch)

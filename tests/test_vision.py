@@ -23,6 +23,7 @@ from llm_hub.capabilities import Capability, ModelInfo, Probe, Rung
 from llm_hub.config import BackendConfig, BuildContext
 from llm_hub.engine import EngineBackend
 from llm_hub.errors import (
+    BackendFailed,
     BackendOverloaded,
     BackendUnreachable,
     Cancelled,
@@ -35,6 +36,7 @@ from llm_hub.errors import (
 )
 from llm_hub.manifest import PluginManifest
 from llm_hub.messages import ChatResponse, ReadRequest, ReadResponse, Word
+from llm_hub.selection import Target
 from llm_hub.testing import FakeOllama, FakeVLLM, Fault, ReplayServer, draw
 from llm_hub.testing.recordings import load
 
@@ -543,3 +545,33 @@ def test_where_vision_can_only_read_it_is_ready_and_either_half_can_be_asked_abo
     with Hub.from_env(environ) as hub:
         (route,) = hub.status(["vision"]).routes
         assert route.operation == "describe"
+
+
+@pytest.mark.parametrize("repeatable", [True, False])
+def test_what_an_engine_reads_when_its_epoch_is_drained_no_longer_is_read_anew_on_the_next(
+    read: Read, repeatable: bool
+) -> None:
+    slow, quick = Reader(), Reader()
+    slow.hold = threading.Event()
+    plugins = {"slow": ReaderPlugin(slow), "quick": ReaderPlugin(quick)}
+    with Hub.from_env({"LLM_VISION_READ_PROVIDER": "slow"}, plugins=plugins) as hub:
+
+        def switch() -> None:
+            until = time.monotonic() + 5
+            while not slow.requests and time.monotonic() < until:
+                time.sleep(0.005)
+            hub._board.use({"vision.read": (Target("quick", None),)}, drain=0)
+
+        thread = threading.Thread(target=switch)
+        thread.start()
+        if repeatable:
+            served = read(hub, draw(), timeout=20).served_by
+            assert served is not None
+            assert (served.backend, served.epoch) == ("quick", 2)
+        else:
+            with pytest.raises(BackendFailed, match="closed while this call ran.*--drain"):
+                read(hub, draw(), timeout=20, repeatable=False)
+            assert not quick.requests
+        thread.join()
+        assert slow.cancelled.wait(5)
+        assert all((one.failures, one.breaker, one.in_flight) == (0, "closed", 0) for one in hub.conditions())
