@@ -223,7 +223,7 @@ def _backend(
     if container.shared_memory is not None:
         made["shm_size"] = container.shared_memory
     made["healthcheck"] = {
-        "test": [_literal(part) for part in container.health],
+        "test": [_literal(part) for part in spec.health_command()],
         "interval": "10s",
         "timeout": "5s",
         "retries": 3,

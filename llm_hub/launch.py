@@ -72,7 +72,7 @@ class Container(msgspec.Struct, frozen=True, kw_only=True):
     """How to run a backend in a container.
 
     `image` carries a version. `entrypoint` None leaves the image's own. `health` is a command that the image has, and
-    that ends with 0 when the server serves. `fetch` is a shell command of the same image that fetches the models from
+    that ends with 0 when the server serves; "{health}" in it is the address of the LaunchSpec's `health_path` there. `fetch` is a shell command of the same image that fetches the models from
     the server's registry; None where the server does so by itself. `dockerfile` is for an image that nobody publishes.
     `shared_memory` is the size of /dev/shm.
     """
@@ -116,7 +116,7 @@ class LaunchSpec(msgspec.Struct, frozen=True, kw_only=True):
 
     `command` is what a local process executes; "{host}", "{port}" and "{address}" (both) in it and in `environment`
     stand for where to listen. `environment` is what it needs beside what it inherits; a value may be `API_KEY`, or name
-    a variable of the operator as "${NAME}". `health_path` answers 200 once it lives. `models` must be there to serve,
+    a variable of the operator as "${NAME}". `health_path` answers 200 once it lives, and is what is asked in a container. `models` must be there to serve,
     `fetch` are commands that get them, in the same environment, while it runs. `drain` is how long it lets calls end that run when it is told to stop, `stop_grace` how long to wait
     before it is killed (longer than `drain`), `start_timeout` how long it may take until its model is in memory; all in
     seconds. `notes` are for the operator. `needs` is what it asks of its GPUs; how it is made to see them is not the plugin's
@@ -135,6 +135,13 @@ class LaunchSpec(msgspec.Struct, frozen=True, kw_only=True):
     start_timeout: float = 120.0
     notes: tuple[str, ...] = ()
     needs: GpuNeeds = GpuNeeds()
+
+    def health_command(self) -> tuple[str, ...]:
+        """The command that sees in its container whether it serves; empty where it is not run in one."""
+        if self.container is None:
+            return ()
+        url = f"http://127.0.0.1:{self.container.port}{self.health_path}"
+        return tuple(part.replace("{health}", url) for part in self.container.health)
 
     def listening(self, host: str, port: int) -> LaunchSpec:
         """The same with a place to listen on."""

@@ -263,6 +263,9 @@ def _members(protocol: type) -> tuple[str, ...]:
 # -- launching --------------------------------------------------------------------------------------------------------
 
 
+_HEALTH = ("CMD", "CMD-SHELL")  # how a command of a Compose file is run
+
+
 def check_launch(spec: object) -> None:
     """Raise Fault unless what a plugin says of starting a backend can be used, and holds no key."""
     if not isinstance(spec, LaunchSpec):
@@ -287,4 +290,11 @@ def check_launch(spec: object) -> None:
     if spec.container is not None and not is_pinned(spec.container.image):
         raise Fault(
             f"the image {spec.container.image!r} of its LaunchSpec has no version", "Pin it: name:version, no `latest`."
+        )
+    if not str(spec.health_path).startswith("/"):
+        raise Fault(f"the health_path of its LaunchSpec is {spec.health_path!r:.200}", 'It must be a path: "/health".')
+    if spec.container is not None and (len(spec.container.health) < 2 or spec.container.health[0] not in _HEALTH):
+        raise Fault(
+            f"the health of the container of its LaunchSpec is {spec.container.health!r:.200}",
+            'It must be a command as Compose has it: ("CMD", "curl", "-f", "{health}"). What waits for it would wait for ever.',
         )

@@ -388,6 +388,15 @@ def test_a_plugin_says_how_a_backend_is_started() -> None:
             ),
             "the image 'org/server:latest' of its LaunchSpec has no version",
         ),
+        (LaunchSpec(command=("serve",), health_path="health"), "the health_path of its LaunchSpec is 'health'"),
+        (
+            LaunchSpec(
+                command=("serve",),
+                health_path="/health",
+                container=Container(image="org/server:1", command=(), port=1, health=()),
+            ),
+            "the health of the container of its LaunchSpec is",
+        ),
     ],
 )
 def test_what_cannot_be_started_so_is_the_plugins_fault(spec: Any, said: str) -> None:

@@ -108,7 +108,7 @@ def _container(config: BackendConfig, settings: LlamaCppSettings, *, embedding: 
             "CMD",
             "python",
             "-c",
-            f"import urllib.request as r; r.urlopen('http://127.0.0.1:{_PORT}/health', timeout=4)",
+            "import urllib.request as r; r.urlopen('{health}', timeout=4)",
         ),
         volumes=tuple(Volume(source=file, path=path, read_only=True) for file, path in mounted.items()),
     )

@@ -42,7 +42,7 @@ def launch(config: BackendConfig, settings: VLLMSettings, devices: Devices) -> L
                 "CMD",
                 "python3",
                 "-c",
-                f"import urllib.request as r; r.urlopen('http://127.0.0.1:{_PORT}/health', timeout=4)",
+                "import urllib.request as r; r.urlopen('{health}', timeout=4)",
             ),
             environment={**environment, "HF_TOKEN": "${HF_TOKEN:-}"},
             volumes=(Volume(name="huggingface", path="/root/.cache/huggingface"),),
