@@ -13,9 +13,11 @@ import pytest
 import yaml
 
 from llm_hub import Hub, Settings
-from llm_hub.compose import contained, placeholders, render
+from llm_hub.compose import Stack, contained, placeholders, render
+from llm_hub.config import BackendConfig
 from llm_hub.errors import ConfigurationError, HubError, SettingsError
 from llm_hub.gpu import Gpu, Inventory, resolve
+from llm_hub.launch import Container, LaunchSpec
 
 ROOT = Path(__file__).parents[1]
 CASES = ROOT / "tests" / "data" / "compose"
@@ -132,6 +134,14 @@ def test_backends_are_not_published_and_are_checked_and_stopped_with_patience(
             assert all(isinstance(one, str) for one in device["device_ids"])
             assert one["environment"]["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
             assert "CUDA_VISIBLE_DEVICES" not in one["environment"], "inside, they are counted anew"
+
+
+def test_the_health_of_a_container_is_asked_at_the_path_of_its_description() -> None:
+    container = Container(image="org/s:1", command=(), port=81, health=("CMD", "curl", "-f", "{health}"))
+    spec = LaunchSpec(command=("s",), health_path="/alive", container=container)
+    config = BackendConfig(name="mine", plugin="mine")
+    document = yaml.safe_load(render(Stack(backends=((config, spec),)), command="llm-hub compose"))
+    assert document["services"]["mine"]["healthcheck"]["test"] == ["CMD", "curl", "-f", "http://127.0.0.1:81/alive"]
 
 
 def test_no_key_is_in_it(case: tuple[str, str, dict[str, Any]]) -> None:
@@ -284,6 +294,9 @@ def test_the_command_writes_compares_and_says_what_differs(tmp_path: Path) -> No
     assert "${TEAM_KEY:?" in printed.stdout
     assert "file: ./llm-hub.toml" in printed.stdout
     (tmp_path / "deploy").mkdir()
+    nowhere = compose("compose", "-o", "nowhere/compose.yaml", folder=tmp_path)
+    assert nowhere.returncode == 1
+    assert "nowhere/compose.yaml cannot be written: No such file or directory" in nowhere.stderr
     assert compose("compose", "-o", "deploy/compose.yaml", folder=tmp_path).returncode == 0
     written = (tmp_path / "deploy" / "compose.yaml").read_text()
     assert "file: ../llm-hub.toml" in written

@@ -179,6 +179,23 @@ def test_where_no_gpu_is_seen_an_assignment_is_believed_and_left_as_it_was_writt
 # -- several GPUs -----------------------------------------------------------------------------------------------------
 
 
+def test_what_is_wrong_whatever_the_cards_are_is_found_without_them() -> None:
+    nothing = Inventory(reason="no driver")
+    text = (
+        "[gpu.assign.vllm]\ngpus = [0]\n{}\n[gpu.assign.ollama]\ngpus = [{}]\nmemory = {}\ncapabilities = ['vision']\n"
+    )
+    clash = only(plan(text.format("exclusive = true", 0, 0.05), vllm(), ollama(), inventory=nothing), "exclusive")
+    assert clash.message == "ollama is put on GPU 0, which vllm has for itself (llm-hub.toml:3)"
+    assert clash.where == "llm-hub.toml:5"
+    over = only(plan(text.format("memory = 0.7", 0, 0.5), vllm(share=0.7), ollama(), inventory=nothing), "over-commit")
+    assert over.message == "GPU 0 is given away more than once: vllm with 70% and ollama with 50%"
+    assert over.where == "llm-hub.toml:6"
+    by_itself = plan(text.format("", 0, 0.5), vllm(share=0.92), ollama(), inventory=nothing)
+    assert "vllm with 92%" in only(by_itself, "over-commit").message
+    for fine in (("memory = 0.5", 0, 0.5), ("exclusive = true", 1, 0.5), ("memory = '20GiB'", 0, 0.5)):
+        assert plan(text.format(*fine), vllm(), ollama(), inventory=nothing).usable, fine
+
+
 def test_tensor_parallelism_needs_as_many_gpus_as_it_has_parts_and_heads_that_divide() -> None:
     text = "[gpu.assign.vllm]\ncapabilities = ['text']\ngpus = [0, 1]\n"
     assert plan(text, vllm(30, gpus=2)).usable

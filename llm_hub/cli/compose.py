@@ -34,6 +34,8 @@ def command(
     """
     if output is not None and check is not None:
         raise click.UsageError("--output and --check do not go together")
+    from llm_hub.errors import HubError
+
     if elsewhere and inventory is not None:
         raise click.UsageError("--elsewhere and --inventory do not go together: an inventory tells the GPUs there are")
     flags = " --elsewhere" if elsewhere else f" --inventory {Path(inventory).name}" if inventory is not None else ""
@@ -48,8 +50,13 @@ def command(
         ctx.exit(1)
     if output is not None:
         new = Path(f"{output}.new")
-        new.write_text(text, "utf-8")
-        new.replace(output)
+        try:
+            new.write_text(text, "utf-8")
+            new.replace(output)
+        except OSError as error:
+            raise HubError(
+                f"{output} cannot be written: {error.strerror or error}", hint="Name another: -o FILE."
+            ) from error
     else:
         sys.stdout.write(text)
 

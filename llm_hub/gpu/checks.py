@@ -8,9 +8,10 @@ from itertools import combinations
 import msgspec
 
 from llm_hub.capabilities import Capability
-from llm_hub.gpu.inventory import Gpu, Inventory, MigInstance, Unit
+from llm_hub.gpu.inventory import Inventory, MigInstance, Unit
 from llm_hub.gpu.known import Known
 from llm_hub.gpu.ledger import label, owner, rows, size, with_claims
+from llm_hub.gpu.naming import cannot_use, named
 from llm_hub.gpu.plan import Finding, Placement, Plan, Row, resolve
 from llm_hub.settings import Settings
 
@@ -84,7 +85,7 @@ def _presence(facts: _Facts) -> Iterator[Finding]:
         seen: dict[str, int | str] = {}
         for written in placement.written:
             matches = inventory.matches(written)
-            problem = _cannot_use(inventory, written, matches, there)
+            problem = cannot_use(inventory, written, matches, there)
             if problem is not None:
                 yield msgspec.structs.replace(problem, where=facts.where(name), backend=name, gpu=str(written))
             if len(matches) != 1 or matches[0].uuid is None:
@@ -94,58 +95,12 @@ def _presence(facts: _Facts) -> Iterator[Finding]:
                 yield Finding(
                     code="duplicate-gpu",
                     level="error",
-                    message=f"{name}: {_named(other)} and {_named(written)} are one and the same card",
+                    message=f"{name}: {named(other)} and {named(written)} are one and the same card",
                     where=facts.where(name),
                     fix="Name each card once.",
                     backend=name,
                     gpu=matches[0].uuid,
                 )
-
-
-def _named(written: int | str) -> str:
-    return f"index {written}" if isinstance(written, int) else written
-
-
-def _cannot_use(inventory: Inventory, written: int | str, matches: list[Unit], there: str) -> Finding | None:
-    if not matches:
-        return Finding(
-            code="unknown-gpu",
-            level="error",
-            message=f"there is no GPU {written!r} here",
-            fix=f"There are: {there}. `llm-hub gpus` lists them.",
-        )
-    if len(matches) > 1:
-        names = ", ".join(str(one.uuid) for one in matches)
-        return Finding(
-            code="ambiguous-gpu",
-            level="error",
-            message=f"{written!r} is the beginning of {len(matches)} UUIDs",
-            fix=f"Write more of it: {names}",
-        )
-    unit = matches[0]
-    if isinstance(unit, Gpu):
-        if unit.problem:
-            return Finding(
-                code="lost-gpu", level="error", message=f"{unit} cannot be used: {unit.problem}", fix="Assign another."
-            )
-        if unit.mig:
-            parts = ", ".join(one.uuid for one in unit.instances)
-            return Finding(
-                code="mig-card",
-                level="error",
-                message=f"{unit} is divided by MIG, and nothing runs on the card itself",
-                fix=f"Name one of its instances: {parts}"
-                if parts
-                else "It has no instances: create one (nvidia-smi mig -cgi … -C).",
-            )
-    if unit.hidden_by:
-        return Finding(
-            code="hidden-gpu",
-            level="error",
-            message=f"{label(inventory, unit)} is kept from this process by {unit.hidden_by}",
-            fix="Assign one that is left, or change the variable.",
-        )
-    return None
 
 
 def _parallel(facts: _Facts) -> Iterator[Finding]:
@@ -263,18 +218,7 @@ def _alone(facts: _Facts) -> Iterator[Finding]:
     for row in facts.rows:
         names = [name for name in row.claims if name in facts.placements]
         alone = [name for name in names if facts.placements[name].exclusive]
-        for name in names:
-            other = next((one for one in alone if one != name), None)
-            if other is not None and (not facts.placements[name].exclusive or names.index(name) > names.index(other)):
-                yield Finding(
-                    code="exclusive",
-                    level="error",
-                    message=f"{name} is put on {row.label}, which {other} has for itself ({facts.where(other, 'exclusive')})",
-                    where=facts.where(name),
-                    fix=f"Give {name} another GPU, or take exclusive = true from {other}.",
-                    backend=name,
-                    gpu=row.gpu,
-                )
+        yield from _clashes(facts, names, row.label, row.gpu)
         unit = facts.unit(row.gpu)
         if not alone or unit is None:
             continue
@@ -292,6 +236,52 @@ def _alone(facts: _Facts) -> Iterator[Finding]:
                 backend=alone[0],
                 gpu=row.gpu,
             )
+
+
+def _clashes(facts: _Facts, names: Sequence[str], called: str, gpu: str) -> Iterator[Finding]:
+    """Of the backends on one GPU, each that is there beside another that has it for itself."""
+    alone = [name for name in names if facts.placements[name].exclusive]
+    for name in names:
+        other = next((one for one in alone if one != name), None)
+        if other is not None and (not facts.placements[name].exclusive or names.index(name) > names.index(other)):
+            yield Finding(
+                code="exclusive",
+                level="error",
+                message=f"{name} is put on {called}, which {other} has for itself ({facts.where(other, 'exclusive')})",
+                where=facts.where(name),
+                fix=f"Give {name} another GPU, or take exclusive = true from {other}.",
+                backend=name,
+                gpu=gpu,
+            )
+
+
+def _believed(facts: _Facts) -> Iterator[Finding]:
+    """Where no GPU is seen: what is wrong whatever the cards are, by the names that are written."""
+    on: dict[str, list[str]] = {}
+    for name, placement in facts.placements.items():
+        for device in placement.devices.gpus if not facts.inventory.gpus else ():
+            on.setdefault(device.id, []).append(name)
+    for gpu, names in on.items():
+        called = f"GPU {gpu}" if gpu.isdecimal() else gpu
+        yield from _clashes(facts, names, called, gpu)
+        shares = {name: share for name in names if (share := _share(facts, name)) is not None}
+        if len(names) > 1 and sum(shares.values()) > 1 + 1e-9:
+            parts = " and ".join(f"{name} with {share:.0%}" for name, share in shares.items())
+            yield Finding(
+                code="over-commit",
+                level="error",
+                message=f"{called} is given away more than once: {parts}",
+                where=facts.where(list(shares)[-1], "memory"),
+                fix="Give one of them another GPU or less memory.",
+                backend=list(shares)[-1],
+                gpu=gpu,
+            )
+
+
+def _share(facts: _Facts, name: str) -> float | None:
+    """The part of a GPU that a backend takes whatever the size of it; None where that is an amount, or not known."""
+    memory = facts.placements[name].devices.memory
+    return memory if isinstance(memory, float) else facts.of(name).needs.share if memory is None else None
 
 
 # -- whether it fits --------------------------------------------------------------------------------------------------
@@ -477,6 +467,7 @@ _CHECKS: tuple[Callable[[_Facts], Iterator[Finding]], ...] = (
     _parallel,
     _capabilities,
     _alone,
+    _believed,
     _memory,
     _models,
     _switches,
