@@ -121,13 +121,21 @@ def _gpus(runtime: Runtime, timeout: float) -> list[Finding]:
     from llm_hub.gpu import read_inventory
     from llm_hub.gpu.planning import plan_of
 
-    inventory = read_inventory()
-    plan = plan_of(runtime, inventory, ask=False)
-    found = [(one, "plan") for one in plan.findings if one.level != "info"]
-    found += [
-        (one, "drift" if one.level == "error" else "not verified")
-        for one in drift(runtime, timeout=timeout, inventory=inventory)
-    ]
+    try:
+        inventory = read_inventory()
+        plan = plan_of(runtime, inventory, ask=False)
+        found = [(one, "plan") for one in plan.findings if one.level != "info"]
+        found += [
+            (one, "drift" if one.level == "error" else "not verified")
+            for one in drift(runtime, timeout=timeout, inventory=inventory)
+        ]
+    except HubError as error:  # a register that somebody damaged: all else is told nevertheless
+        detail = f"the plan could not be compared with what runs: {error.message}"
+        return [
+            Finding(
+                kind="running", subject="gpu", state="not compared", level="error", detail=detail, fix=error.hint or ""
+            )
+        ]
     return [
         Finding(
             kind="running", subject=one.backend or "gpu", state=state, level=one.level, detail=str(one), fix=one.fix

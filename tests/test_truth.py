@@ -157,6 +157,21 @@ def test_a_spill_of_ollama_is_found_and_said_by_the_doctor(tmp_path: Path) -> No
     assert "`llm-hub plan` counts" in said[0].fix
 
 
+def test_a_damaged_register_does_not_keep_the_doctor_from_telling_the_rest(tmp_path: Path) -> None:
+    path = tmp_path / "control.json"
+    folder_of(str(path)).mkdir()
+    (folder_of(str(path)) / "running.json").write_text("{")
+    with FakeOllama([FakeModel(name="m")]) as server:
+        backends = {"ollama": {"base_url": server.url, "models": {"text": "m"}}}
+        with Hub(settings(backends, {"ollama": {"gpus": [0]}}, path)) as hub:
+            findings = diagnose(hub, timeout=5).findings
+    (gpu,) = [one for one in findings if one.subject == "gpu"]
+    assert (gpu.state, gpu.level) == ("not compared", "error")
+    assert "running.json cannot be read" in gpu.detail
+    assert gpu.fix == "Remove it, if no `llm-hub up` is running."
+    assert [one.state for one in findings if one.subject == "ollama (text)"] == ["ready"]
+
+
 def test_the_share_that_vllm_was_started_with_is_asked_for() -> None:
     with FakeVLLM(memory_share=0.92) as server:
         backends = {"vllm": {"base_url": server.url, "models": {"text": "hub-test-vlm"}}}
