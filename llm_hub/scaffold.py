@@ -45,13 +45,18 @@ _NEXT = {
 
 def check_name(name: str) -> None:
     """Raise ConfigurationError unless a plugin may be called so."""
-    hint = "Write letters, digits and single hyphens, such as acme or acme-cloud: it becomes llm-hub-acme."
+    hint = (
+        f"Write lower-case letters, digits and single hyphens, a letter first and {_LONGEST} at most, such as acme or acme-cloud: it "
+        "becomes llm-hub-acme."
+    )
     if name.startswith(("llm-hub-", "llm_hub_")):
         raise ConfigurationError(
             f"{name!r} begins with llm-hub already", hint=f"Write {name[8:]!r}: the rest is added."
         )
-    if _NAME.fullmatch(name) is None or len(name) > _LONGEST or keyword.iskeyword(name):
-        raise ConfigurationError(f"{name!r} is no name for a plugin", hint=hint)
+    if keyword.iskeyword(name):
+        raise ConfigurationError(f"{name!r} is no name for a plugin, but a word of Python", hint="Choose another name.")
+    if _NAME.fullmatch(name) is None or len(name) > _LONGEST:
+        raise ConfigurationError(f"{name!r:.60} is no name for a plugin", hint=hint)
     if name in OWN_PLUGINS or name == "core":
         raise ConfigurationError(f"{name!r} is the name of a part of llm-hub", hint="Choose another name.")
 

@@ -92,13 +92,13 @@ def test_the_command_knows_the_kinds_and_capabilities_without_importing_them() -
 @pytest.mark.parametrize(
     ("name", "says"),
     [
-        ("Acme", "is no name for a plugin"),
+        ("Acme", "is no name for a plugin. Write lower-case letters"),
         ("acme_cloud", "is no name for a plugin"),
         ("1acme", "is no name for a plugin"),
         ("acme--cloud", "is no name for a plugin"),
         ("../acme", "is no name for a plugin"),
         ("a" * 41, "is no name for a plugin"),
-        ("import", "is no name for a plugin"),
+        ("import", "is no name for a plugin, but a word of Python"),
         ("llm-hub-acme", "Write 'acme'"),
         ("ollama", "is the name of a part of llm-hub"),
         ("core", "is the name of a part of llm-hub"),

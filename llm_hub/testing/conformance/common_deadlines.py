@@ -172,8 +172,13 @@ def cancelled_within(bench: AnyBench, begin: Callable[[CancelToken], Callable[[]
         best = min(best, time.monotonic() - began)
         ended.raised(Cancelled)
         if request is not None:
-            expect(request.wait(patience()), f"{what}: the server never heard that its caller had gone")
-            expect(request.gone_early, f"{what}: the server was not told that its caller had gone")
+            expect(
+                request.wait(patience()),
+                f"{what}: the server never heard that its caller had gone{_which(bench, count)}",
+            )
+            expect(
+                request.gone_early, f"{what}: the server was not told that its caller had gone{_which(bench, count)}"
+            )
             best_heard = min(best_heard, (request.ended or time.monotonic()) - began)
         if best <= AT_ONCE and (request is None or best_heard <= AT_ONCE):
             return
@@ -190,6 +195,15 @@ def _arrived(bench: AnyBench, count: int, what: str) -> Any:
             return hung[-1]
         time.sleep(0.002)
     raise Broken(f"{what}: no request arrived")
+
+
+def _which(bench: AnyBench, count: int) -> str:
+    """The requests since that count, where there are several: one of them may be another's, such as a probe's."""
+    since = bench.fake.requests[count:]
+    if len(since) < 2:
+        return ""
+    told = (f"{one.method} {one.path} ({'open' if one.ended is None else 'ended'})" for one in since)
+    return f"; it had {', '.join(told)}"
 
 
 def in_thread(work: Callable[[], Any], what: str) -> Callable[[], Ended[Any]]:
