@@ -42,8 +42,9 @@ class Requirements(TextRequirements):
 does not hold is told by its name, what was seen, and the remedy. Embedding and vision have `llm_hub.testing.embedding` and
 `llm_hub.testing.vision`, each in a module of its own.
 
-- The suite is inherited whole: a test that is deleted or overridden fails the run. What a plugin is known to break goes into
-  `known_limits` with a reason (or the override is marked `@pytest.mark.xfail(reason=...)`); it is told when it holds after all.
+- The suite is inherited whole: a test that is deleted, overridden or skipped by a mark fails the run (`skipif` on the module is
+  for machines that lack what it needs). What a plugin is known to break goes into `known_limits` with a reason (or the override
+  is marked `@pytest.mark.xfail(reason=...)`); it is told when it holds after all.
 - What is declared and what works must agree: a declared feature that fails is a failure, one that works and is not declared is
   told at the end of the run.
 - `pytest --llm-hub-live URL --llm-hub-live-model NAME` runs the module on a real server, and leaves out what needs a misbehaving
