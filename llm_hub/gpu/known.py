@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -132,7 +133,7 @@ def know(known: Known, needs: GpuNeeds, *, served: _Served | None = None, fetch:
         if isinstance(facts, Unknown) and served is not None and (info := served.of(name)) is not None:
             facts = find_facts(name, served=info)
         if isinstance(facts, Unknown):
-            command = next((" ".join(words) for words in fetch if words and words[-1] == name), None)
+            command = next((shlex.join(words) for words in fetch if words and words[-1] == name), None)
             hint = f"Fetch it: {command}. Or set `memory` of the assignment." if command else facts.hint
             models.append(KnownModel(name=name, reason=facts.reason, hint=hint))
         else:

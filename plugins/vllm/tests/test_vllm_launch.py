@@ -72,6 +72,21 @@ def test_the_key_is_in_no_command_and_stands_for_itself_in_the_environment() -> 
     assert "vLLM asks for no key" in described().notes[0]
     with pytest.raises(ValueError, match="set api_key_env"):
         Launch(args=("--api-key=x",))
+    with pytest.raises(ValueError, match="set api_key_env"):
+        Launch(args=("--api_key", "x"))  # which vLLM takes, too
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (("--port", "9999"), "--port, because it listens where base_url says"),
+        (("--host=0.0.0.0",), "--host, because"),
+        (("--shutdown_timeout", "300"), "--shutdown-timeout, .* set drain"),
+    ],
+)
+def test_what_the_hub_itself_decides_is_not_said_otherwise_behind_its_back(args: tuple[str, ...], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        Launch(args=args)
 
 
 def test_what_one_process_cannot_serve_is_refused() -> None:
@@ -109,6 +124,7 @@ def test_the_rest_is_passed_on() -> None:
         (("--max-model-len", "1M"), 1, {"context": 1 << 20}),
         (("--gpu-memory-utilization", "much"), 1, {"share": 0.92}),
         (("-tp",), 1, {"tensor_parallel": 1}),
+        (("--gpu_memory_utilization=0.4", "--max_model_len", "8k"), 1, {"share": 0.4, "context": 8_000}),
     ],
 )
 def test_what_it_asks_of_its_gpus_is_read_from_the_command_itself(

@@ -8,7 +8,7 @@ from llm_hub.capabilities import Capability
 from llm_hub.config import BackendConfig
 from llm_hub.errors import SettingsError
 from llm_hub.launch import API_KEY, Container, Devices, GpuNeeds, LaunchSpec, Volume
-from llm_hub_vllm.settings import VLLMSettings
+from llm_hub_vllm.settings import VLLMSettings, option
 
 __all__ = ["launch"]
 
@@ -131,8 +131,8 @@ def _number(options: list[str], default: float, *names: str) -> float:
     """The value of an option, `--name 2`, `--name=2` or `--name 32k`; the default where it is not there, or is no number."""
     found = default
     for at, word in enumerate(options):
-        name, given, value = word.partition("=")
-        if name in names and (given or at + 1 < len(options)):
+        _, given, value = word.partition("=")
+        if option(word) in names and (given or at + 1 < len(options)):
             text = value if given else options[at + 1]
             scale = _SCALES.get(text[-1:], 1)
             try:

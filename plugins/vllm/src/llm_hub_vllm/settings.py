@@ -11,7 +11,7 @@ from llm_hub.launch import is_pinned
 from llm_hub.openai_embedding import EncodingFormat
 from llm_hub.openai_encoding import RESERVED
 
-__all__ = ["GUIDED", "Launch", "VLLMSettings"]
+__all__ = ["GUIDED", "Launch", "VLLMSettings", "option"]
 
 GUIDED = frozenset(
     {
@@ -24,6 +24,21 @@ GUIDED = frozenset(
     }
 )
 """Parameters of old versions. vLLM 0.12 removed them and ignores them since, in silence and with status 200."""
+
+
+_LISTENS = "because it listens where base_url says"
+_OTHERWISE = {
+    "--api-key": "which all who list processes would see: set api_key_env",
+    "--host": _LISTENS,
+    "--port": _LISTENS,
+    "--uds": _LISTENS,
+    "--shutdown-timeout": "because it is killed by the same clock: set drain",
+}
+
+
+def option(word: str) -> str:
+    """The name of an option without its value. vLLM takes "_" for "-" in names (FlexibleArgumentParser)."""
+    return word.partition("=")[0].replace("_", "-")
 
 
 class Launch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -56,8 +71,9 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     start_timeout: float = 1800.0
 
     def __post_init__(self) -> None:
-        if any(arg.partition("=")[0] == "--api-key" for arg in self.args):
-            raise ValueError("args may not hold --api-key, which all who list processes would see: set api_key_env")
+        for name in map(option, self.args):
+            if name in _OTHERWISE:
+                raise ValueError(f"args may not hold {name}, {_OTHERWISE[name]}")
         if not is_pinned(self.image):
             raise ValueError(f"image must have a version, as in name:1.2.3 and never latest, not {self.image!r}")
         if self.drain < 0 or self.start_timeout <= 0:
