@@ -12,7 +12,7 @@ from llm_hub import hookspecs
 from llm_hub.capabilities import Backend, Capability
 from llm_hub.config import BackendConfig, BuildContext
 from llm_hub.discovery import Installed
-from llm_hub.errors import HubError, PluginBroken, PluginError, PluginNotFound
+from llm_hub.errors import HubError, PluginBroken, PluginError, PluginNotFound, SettingsError
 from llm_hub.manifest import PluginManifest, check_api_version
 from llm_hub.observers import Observer
 from llm_hub.plugin_checks import (
@@ -116,7 +116,10 @@ class Plugin:
                 check_launch(spec)
             return cast("LaunchSpec | None", spec)
 
-        return self._for(config, "describing how to start", describe)
+        spec = self._for(config, "describing how to start", describe)
+        if spec is not None and devices.gpus:
+            _check_visible(config, spec)
+        return spec
 
     def _for(self, config: BackendConfig, doing: str, build: Callable[[], T]) -> T:
         """`_built`, with the backend's name in the errors."""
@@ -163,3 +166,14 @@ class Plugin:
                 details=trace(error),
                 hint=hint,
             ) from error
+
+
+def _check_visible(config: BackendConfig, spec: LaunchSpec) -> None:
+    """Raise SettingsError where the environment of a backend would put it on other GPUs than the plan."""
+    given = {*spec.environment, *(spec.container.environment if spec.container is not None else ())}
+    for name in sorted(given & {"CUDA_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES"}):
+        raise SettingsError(
+            f"the environment that {config.name!r} is started with sets {name}, and the plan says which GPUs it sees",
+            where=config.source,
+            hint=f"Take it out, or take [gpu.assign.{config.name}] out.",
+        )

@@ -28,7 +28,7 @@ from llm_hub.errors import (
     SettingsError,
 )
 from llm_hub.hookspecs import hookimpl
-from llm_hub.launch import API_KEY, Container, Devices, GpuNeeds, LaunchSpec
+from llm_hub.launch import API_KEY, Container, Device, Devices, GpuNeeds, LaunchSpec
 from llm_hub.manifest import KnownBad, PluginManifest
 from llm_hub.registry import PluginStatus, Registry
 from llm_hub.testing.distributions import install_distribution
@@ -354,11 +354,19 @@ class Launching:
         return self.spec
 
 
-def launched(spec: Any) -> LaunchSpec | None:
+def launched(spec: Any, *gpus: str) -> LaunchSpec | None:
     plugin = Launching()
     plugin.spec = spec
     registry = Registry([], plugins={"mine": plugin})
-    return registry.get("mine").launch(BackendConfig(name="b", plugin="mine"), Devices())
+    devices = Devices(gpus=tuple(Device(id=gpu) for gpu in gpus))
+    return registry.get("mine").launch(BackendConfig(name="b", plugin="mine"), devices)
+
+
+def test_no_variable_puts_a_backend_on_other_gpus_than_the_plan() -> None:
+    spec = LaunchSpec(command=("serve",), health_path="/health", environment={"CUDA_VISIBLE_DEVICES": "0"})
+    assert launched(spec) is spec, "without an assignment, the operator may choose so"
+    with pytest.raises(SettingsError, match=r"'b' is started with sets CUDA_VISIBLE_DEVICES.*gpu\.assign\.b"):
+        launched(spec, "GPU-1")
 
 
 def test_a_plugin_says_how_a_backend_is_started() -> None:
