@@ -12,7 +12,7 @@ import msgspec
 
 from llm_hub.capabilities import Capability
 
-__all__ = ["GROUP_PREFIX", "OBSERVER_GROUP", "Installed", "installed", "load", "normalized"]
+__all__ = ["GROUP_PREFIX", "OBSERVER_GROUP", "Installed", "installed", "load", "local_source", "normalized"]
 
 logger = logging.getLogger("llm_hub")
 
@@ -93,6 +93,26 @@ def load(plugin: Installed) -> object:
 
     loaded: object = Driver(namespace=group, name=plugin.name).extensions[0].plugin
     return loaded
+
+
+def local_source(distribution: str) -> tuple[str, bool] | None:
+    """Where a distribution was installed from, if that was no index: a path, and whether it is editable.
+
+    As PEP 610 (`direct_url.json`) records it.
+    """
+    try:
+        text = importlib.metadata.distribution(distribution).read_text("direct_url.json")
+    except importlib.metadata.PackageNotFoundError:
+        return None
+    if not text:
+        return None
+    from urllib.parse import unquote, urlsplit
+
+    origin = msgspec.json.decode(text)
+    parts = urlsplit(str(origin.get("url", "")))
+    if parts.scheme != "file":
+        return None
+    return unquote(parts.path), bool(origin.get("dir_info", {}).get("editable"))
 
 
 def normalized(distribution: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import keyword
 import re
 from collections.abc import Collection, Iterator, Mapping
@@ -15,7 +16,7 @@ from llm_hub.errors import ConfigurationError
 from llm_hub.manifest import API_VERSION
 from llm_hub.settings_table import OWN_PLUGINS
 
-__all__ = ["KINDS", "check_name", "render", "write"]
+__all__ = ["KINDS", "check_name", "render", "with_core_from", "write"]
 
 KINDS: Mapping[str, tuple[Capability, ...]] = {
     "http": (Capability.TEXT, Capability.EMBEDDING),
@@ -90,6 +91,16 @@ def render(name: str, kind: str, capabilities: Collection[Capability] = ()) -> d
             if target is not None:
                 found[target] = _filled(source.read_text(encoding="utf-8"), flags, values, path)
     return dict(sorted(found.items()))
+
+
+def with_core_from(rendered: Mapping[str, str], path: str, editable: bool) -> dict[str, str]:  # noqa: FBT001 (as it is recorded)
+    """The same files, with uv told to take the core from this path of the machine, where it was not installed from an index."""
+    entry = f"path = {json.dumps(path)}" + (", editable = true" if editable else "")
+    source = (
+        "\n# The core that made this plugin was not installed from an index. Remove this once you use a released one.\n"
+        f"[tool.uv.sources]\nllm-hub-core = {{ {entry} }}\n"
+    )
+    return {**rendered, "pyproject.toml": rendered["pyproject.toml"].rstrip("\n") + "\n" + source}
 
 
 def write(rendered: Mapping[str, str], folder: Path) -> None:

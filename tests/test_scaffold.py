@@ -20,8 +20,9 @@ from click.testing import CliRunner
 from llm_hub.capabilities import Capability
 from llm_hub.cli import cli
 from llm_hub.cli.new_plugin import _KINDS, _OFFERS
+from llm_hub.discovery import local_source
 from llm_hub.errors import ConfigurationError
-from llm_hub.scaffold import KINDS, render
+from llm_hub.scaffold import KINDS, render, with_core_from
 from llm_hub.testing import install_distribution
 
 ROOT = Path(__file__).parent.parent
@@ -191,3 +192,23 @@ def test_it_is_made_for_the_versions_that_are_here() -> None:
 
     assert Requirement(wanted).specifier.contains(llm_hub.__version__)
     assert f'api_version="{API_VERSION}"' in files["src/llm_hub_acme/plugin.py"]
+
+
+def test_a_core_that_is_from_no_index_is_where_uv_looks_for_it() -> None:
+    """Else `uv run pytest` would ask an index for what need not be there."""
+    made = with_core_from(render("acme", "engine"), '/home/a "b"/llm-hub', editable=True)
+    project = tomllib.loads(made["pyproject.toml"])
+    assert project["tool"]["uv"]["sources"] == {"llm-hub-core": {"path": '/home/a "b"/llm-hub', "editable": True}}
+    wheel = tomllib.loads(with_core_from(render("acme", "engine"), "/w/core.whl", editable=False)["pyproject.toml"])
+    assert wheel["tool"]["uv"]["sources"] == {"llm-hub-core": {"path": "/w/core.whl"}}
+
+
+def test_where_a_distribution_was_installed_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    install_distribution(tmp_path, "acme-made", entry_points={}, modules={})
+    install_distribution(tmp_path, "acme-bought", entry_points={}, modules={})
+    (record,) = tmp_path.glob("acme_made*.dist-info")
+    (record / "direct_url.json").write_text('{"url": "file:///a%20b/acme", "dir_info": {"editable": true}}')
+    monkeypatch.syspath_prepend(tmp_path)
+    assert local_source("acme-made") == ("/a b/acme", True)
+    assert local_source("acme-bought") is None
+    assert local_source("acme-nowhere") is None

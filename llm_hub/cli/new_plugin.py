@@ -31,9 +31,12 @@ def command(*, name: str, kind: str, capabilities: tuple[str, ...], folder: Path
     Its tests, which hold it to the conformance suites, pass at once; then change it into yours, and keep them so.
     """
     from llm_hub.capabilities import Capability
-    from llm_hub.scaffold import render, write
+    from llm_hub.discovery import local_source
+    from llm_hub.scaffold import render, with_core_from, write
 
     rendered = render(name, kind, [Capability(one) for one in capabilities])
+    if (source := local_source("llm-hub-core")) is not None:  # then no index need have it
+        rendered = with_core_from(rendered, *source)
     where = folder if folder is not None else Path(f"llm-hub-{name}")
     write(rendered, where)
     for path in rendered:
