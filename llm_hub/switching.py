@@ -14,15 +14,16 @@ from typing import TYPE_CHECKING, Any, Literal
 import msgspec
 
 from llm_hub.call import Call
-from llm_hub.control import KEYS, Document, Proof, merged, who
+from llm_hub.control import Document, Proof, merged, who
 from llm_hub.control_book import Book, Change
 from llm_hub.control_file import signature_of
 from llm_hub.epochs import Epoch, EpochStore
-from llm_hub.errors import ControlFileDamaged, HubClosed, HubError, InvalidRequest, StreamInterrupted, SwitchRefused
+from llm_hub.errors import ControlFileDamaged, HubClosed, HubError, StreamInterrupted, SwitchRefused
 from llm_hub.events import SwitchStep
 from llm_hub.following import Standing
 from llm_hub.quarantine import said
 from llm_hub.selection import Switch, Target
+from llm_hub.switch_checks import check_keys, check_meanwhile, require
 from llm_hub.transport import drive
 from llm_hub.worlds import BLOCKING
 
@@ -327,13 +328,13 @@ class Switchboard:
                         timeout=timeout,
                     )
                 )
-                _require(proofs)
+                require(proofs)
                 self._tell("proven", None, bindings=changes, before=base.epoch, seconds=time.monotonic() - began)
                 if record is not None:
                     self.book.save(record)
 
                 def change(now: Document) -> Document:
-                    _check_meanwhile(base, now, {*changes, *_replaced(changes, whole)})
+                    check_meanwhile(base, now, {*changes, *_replaced(changes, whole)})
                     return now.after(
                         "use",
                         merged(now.current.bindings, changes, whole),
@@ -376,7 +377,7 @@ class Switchboard:
                 changes, left_out = drive(offered(BLOCKING, scratch, everything, Call(timeout=timeout)))
                 notes = [note for capability, note in left_out.items() if capability not in wanted]
             changes.update(wanted)
-            _check_keys(changes)
+            check_keys(changes)
             scratch.switch = Switch(bindings=changes)
             whole: dict[str, frozenset[str]] = {}
             for key in changes:
@@ -455,44 +456,8 @@ def _switched(
     )
 
 
-def _check_keys(changes: Mapping[str, tuple[Target, ...]]) -> None:
-    for key, targets in changes.items():
-        if key not in KEYS:
-            raise InvalidRequest(f"there is nothing called {key!r} to switch", hint=f"There are: {', '.join(KEYS)}.")
-        if not targets:
-            raise InvalidRequest(f"{key} is given no backend", hint=f"Write {key}=BACKEND or {key}=BACKEND/MODEL.")
-    if not changes:
-        raise InvalidRequest("nothing to switch is named", hint="Name a backend, or CAPABILITY=BACKEND.")
-
-
-def _require(proofs: Iterable[Proof]) -> None:
-    """Raise SwitchRefused unless everything is proven."""
-    failed = [proof for proof in proofs if not proof.ok]
-    if not failed:
-        return
-    said = "; ".join(f"{proof.what} by {proof.target}: {proof.problem}" for proof in failed)
-    raise SwitchRefused(
-        f"not switched, and nothing has changed: {said}",
-        problems={proof.what: str(proof.problem) for proof in failed},
-        hint=" ".join(dict.fromkeys(proof.hint for proof in failed if proof.hint))
-        or "See what is wrong with it: llm-hub doctor; then switch again.",
-    )
-
-
 def _replaced(changes: Mapping[str, object], whole: Mapping[str, frozenset[str]]) -> set[str]:
     return {f"{key}.{operation}" for key, operations in whole.items() for operation in operations} - {*changes}
-
-
-def _check_meanwhile(base: Document, now: Document, keys: Iterable[str]) -> None:
-    """What was proven was proven beside `base`: if somebody has switched the same since, the proof may not hold."""
-    ours, theirs = base.current.bindings, now.current.bindings
-    both = sorted(key for key in keys if ours.get(key) != theirs.get(key))
-    if both:
-        raise SwitchRefused(
-            f"not switched, and nothing has changed: meanwhile {now.current.by or 'somebody'} has switched "
-            f"{', '.join(both)} (epoch {now.epoch})",
-            hint="Look at `llm-hub history`, and switch again if it is still wanted.",
-        )
 
 
 def _routes(bindings: Mapping[str, tuple[Target, ...]]) -> dict[str, str]:
