@@ -8,7 +8,6 @@ within the deadline and the retry budget.
 from __future__ import annotations
 
 import logging
-import random
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable
@@ -35,7 +34,7 @@ from llm_hub.health import Visit
 from llm_hub.limiter import QueueFull
 from llm_hub.messages import ServedBy
 from llm_hub.prober import attend, tell_closed, tell_opened
-from llm_hub.retries import backoff
+from llm_hub.retries import CHANCE, backoff
 from llm_hub.runtime import Destination, Route, Runtime
 from llm_hub.selection import Ask
 from llm_hub.unsaid import hush
@@ -347,7 +346,7 @@ class Journey(Generic[R, T]):
                 hint="If it needs longer, raise timeouts.load of this backend.",
             ) from error
         # With a look before either deadline, however long the pause would be.
-        pause = max(poll, error.retry_after or 0.0) * random.uniform(0.75, 1.25)  # noqa: S311 - spreads callers
+        pause = max(poll, error.retry_after or 0.0) * CHANCE.uniform(0.75, 1.25)
         pause = min(pause, left, self._call.remaining() / 2)
         if pause <= _LAST_LOOK:
             raise error
@@ -363,7 +362,7 @@ class Journey(Generic[R, T]):
             error.hint = "Wait that long, give the call a longer timeout, or declare a fallback."
             raise error
         # Not all at the same moment.
-        await self._world.wait(self._world.signal(), cooling + random.uniform(0, 0.1 * cooling), self._call)  # noqa: S311
+        await self._world.wait(self._world.signal(), cooling + CHANCE.uniform(0, 0.1 * cooling), self._call)
 
     # -- how it went --------------------------------------------------------------------------------------------------
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import enum
 import math
-import random
 import threading
 import time
 from collections.abc import Callable
+
+from llm_hub.retries import CHANCE
 
 __all__ = ["Breaker", "BreakerState"]
 
@@ -57,7 +58,7 @@ class Breaker:
     )
 
     def __init__(
-        self, *, clock: Callable[[], float] = time.monotonic, jitter: Callable[[], float] = random.random
+        self, *, clock: Callable[[], float] = time.monotonic, jitter: Callable[[], float] = CHANCE.random
     ) -> None:
         self._clock = clock
         self._jitter = jitter

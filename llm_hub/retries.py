@@ -7,7 +7,11 @@ import threading
 import time
 from collections.abc import Callable
 
-__all__ = ["RetryBudget", "backoff"]
+__all__ = ["CHANCE", "RetryBudget", "backoff"]
+
+CHANCE = random.SystemRandom()
+"""Where jitter comes from. The shared generator may be seeded by a service, in all of its processes alike: then they would all
+come back at the same moment, and the service would not get the numbers that it seeded."""
 
 SHARE = 0.2
 """Retries, as a share of the requests of the window."""
@@ -20,7 +24,7 @@ _BASE = 0.1  # seconds
 _LONGEST = 5.0
 
 
-def backoff(retry: int, *, jitter: Callable[[], float] = random.random) -> float:
+def backoff(retry: int, *, jitter: Callable[[], float] = CHANCE.random) -> float:
     """Seconds to wait before retry number `retry` (from 0): anywhere up to a bound that doubles.
 
     "Full jitter", which spreads callers the most:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import random
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from llm_hub.breaker import THRESHOLD, Breaker, BreakerState
 from llm_hub.config import BackendLimits
 from llm_hub.errors import BackendFailed
 from llm_hub.health import Health
+from llm_hub.retries import backoff
 
 
 class Clock:
@@ -194,3 +196,13 @@ def test_whatever_happens_there_is_one_trial_at_most_and_time_always_opens_the_w
         breaker.leave(visitor)
     clock.now += 1000
     assert breaker.admit(object())
+
+
+def test_jitter_leaves_the_generator_alone_that_a_service_may_have_seeded() -> None:
+    before = random.getstate()
+    breakers = [Breaker() for _ in range(5)]
+    for one in breakers:
+        assert one.blame(object(), object(), "it died", at_once=True)
+    assert len({round(one.cooling(), 3) for one in breakers}) > 1
+    assert len({backoff(3) for _ in range(5)}) > 1
+    assert random.getstate() == before
