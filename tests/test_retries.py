@@ -39,7 +39,9 @@ def test_a_backend_with_few_calls_has_its_reserve_and_a_busy_one_a_share_more() 
 
 
 @given(st.lists(st.tuples(st.integers(0, 50), st.integers(0, 50), st.floats(0, 20)), max_size=40))
-def test_in_every_window_of_slots_retries_stay_within_the_budget(steps: list[tuple[int, int, float]]) -> None:
+def test_no_retry_is_granted_over_the_budget_of_the_window_that_ends_with_it(
+    steps: list[tuple[int, int, float]],
+) -> None:
     clock = Clock()
     budget = RetryBudget(clock=clock)
     requests: list[int] = []
@@ -48,11 +50,11 @@ def test_in_every_window_of_slots_retries_stay_within_the_budget(steps: list[tup
         for _ in range(asked):
             budget.request(clock.now)
             requests.append(int(clock.now))
-        for _ in range(wanted):
-            if budget.take():
-                retries.append(int(clock.now))
+        granted = [budget.take() for _ in range(wanted)].count(True)
+        retries += [int(clock.now)] * granted
         now = int(clock.now)
         window = range(now - WINDOW + 1, now + 1)
         allowed = RESERVE + SHARE * sum(at in window for at in requests)
-        assert sum(at in window for at in retries) <= allowed
+        if granted:  # later the requests leave the window sooner than the retries that they allowed
+            assert sum(at in window for at in retries) <= allowed
         clock.now += pause
